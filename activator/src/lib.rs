@@ -1,0 +1,1 @@
+//! Buffers requests for revisions without capacity and reports them to the autoscaler.

@@ -1,0 +1,1 @@
+//! Knative Serving's API: types, conditions, defaulting, validation, configuration.

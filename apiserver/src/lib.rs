@@ -1,0 +1,1 @@
+//! The embedded Kubernetes-style API server: store, watch, patch, discovery, tables.

@@ -1,0 +1,1 @@
+//! Reconcilers of Service, Configuration, Revision, Route and ServerlessService.

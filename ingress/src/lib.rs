@@ -1,0 +1,1 @@
+//! The gateway: implements Knative's Ingress contract on the data-plane engine.

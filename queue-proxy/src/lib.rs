@@ -1,0 +1,1 @@
+//! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.

@@ -1,0 +1,1 @@
+//! What every control loop shares: caches, work queue, the applier of plans, typed ConfigMap snapshots.

@@ -1,0 +1,1 @@
+//! Logs, the metrics endpoint, build information.
