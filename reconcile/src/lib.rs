@@ -1,1 +1,14 @@
-//! What every control loop shares: caches, work queue, the applier of plans, typed ConfigMap snapshots.
+//! What every control loop shares: caches of watched objects, the work queue, the applier of plans, typed ConfigMap
+//! snapshots and the event recorder.
+//!
+//! A reconciler is `observe → plan → apply`: it is woken through a [`queue::WorkQueue`] by changes seen by its
+//! [`cache::Cache`]s, reads only caches, decides with a pure function, and writes only through [`apply::Applier`].
+
+pub mod apply;
+pub mod cache;
+pub mod config;
+pub mod event;
+pub mod queue;
+
+/// The namespace that Knative's own objects live in.
+pub const SYSTEM_NAMESPACE: &str = "knative-serving";
