@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn own_write_is_seen_before_its_event_and_not_undone_by_an_older_one() {
-        let cache = Cache::new();
+        let cache: Cache<ConfigMap> = Cache::new();
         cache.apply(object("a", 5));
         cache.put_written(object("a", 9));
         assert_eq!(version(&cache, "a"), Some(9));
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_does_not_bring_back_a_deleted_object() {
-        let cache = Cache::new();
+        let cache: Cache<ConfigMap> = Cache::new();
         cache.apply(object("a", 5));
         cache.delete(&object("a", 9));
         cache.put_written(object("a", 8));
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_new_listing_reports_what_is_gone() {
-        let cache = Cache::new();
+        let cache: Cache<ConfigMap> = Cache::new();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         cache.on_change(move |change| {
