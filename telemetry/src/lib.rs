@@ -1,1 +1,4 @@
-//! Logs, the metrics endpoint, build information.
+//! Logs, the metrics endpoint, build information: what every process of Ember tells about itself.
+
+pub mod build;
+pub mod logs;

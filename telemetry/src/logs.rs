@@ -1,0 +1,50 @@
+//! Log lines: JSON where machines read them, plain text where people do. Always on standard error: standard output
+//! belongs to what a command was asked to print.
+
+use std::fmt;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line, as Knative's components log.
+    Json,
+    /// Plain lines for a terminal.
+    Plain,
+}
+
+/// Logging could not be set up.
+#[derive(Debug)]
+pub enum LogError {
+    /// The filter directives could not be parsed.
+    Filter(tracing_subscriber::filter::ParseError),
+    /// A subscriber is already installed in this process.
+    Installed(TryInitError),
+}
+
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filter(error) => write!(f, "invalid log filter: {error}"),
+            Self::Installed(error) => write!(f, "logging is already set up: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LogError {}
+
+/// Installs the process's logger. `filter` has the form of `RUST_LOG`, for instance `info,ember_autoscaler=debug`.
+///
+/// # Errors
+/// When the filter does not parse or a logger is installed already.
+pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
+    let filter = EnvFilter::try_new(filter).map_err(LogError::Filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        Format::Json => builder.json().flatten_event(true).finish().try_init(),
+        Format::Plain => builder.with_target(false).finish().try_init(),
+    }
+    .map_err(LogError::Installed)
+}
