@@ -1,0 +1,88 @@
+//! Where a backend is.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A host (name or IP address) and a port. Cheap to clone; what connection pools are keyed by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    host: Arc<str>,
+    port: u16,
+}
+
+impl Address {
+    /// An IPv6 host is written without brackets.
+    #[must_use]
+    pub fn new(host: &str, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+
+    /// Name or IP address, IPv6 without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.parse::<Ipv6Addr>().is_ok() {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Self {
+        Self::from((addr.ip(), addr.port()))
+    }
+}
+
+impl From<(IpAddr, u16)> for Address {
+    fn from((ip, port): (IpAddr, u16)) -> Self {
+        Self::new(&ip.to_string(), port)
+    }
+}
+
+/// Not of the form `host:port`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("address {0:?}: expected host:port")]
+pub struct InvalidAddress(String);
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.rsplit_once(':').and_then(|(host, port)| {
+            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            Some(Self::new(host, port.parse().ok()?)).filter(|address| !address.host.is_empty())
+        });
+        parsed.ok_or_else(|| InvalidAddress(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_round_trips() {
+        for text in ["10.0.0.1:8012", "[2001:db8::1]:8112", "app.default.svc:80"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for text in ["", "x", ":80", "x:70000", "x:"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+        assert_eq!("[::1]:80".parse::<Address>().unwrap().host(), "::1");
+    }
+}

@@ -1,0 +1,336 @@
+//! The one body type of requests and responses.
+//!
+//! A body streams. It can carry guards (a permit, a count, a connection to give back) that live exactly as long as
+//! the exchange: until the last byte, until the client is gone, or until the upgraded stream has ended.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::BoxBody;
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
+
+use crate::pool::Lease;
+use crate::server::Conn;
+use crate::timeout::{Deadlines, Expired};
+use crate::upgrade::Tunnel;
+
+/// What a body fails with.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// A guard: dropped when the exchange is over.
+pub(crate) type Guard = Box<dyn std::any::Any + Send + Sync>;
+
+/// How long a client that expects `100 Continue` waits for the backend's before its body is asked for anyway.
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// A streaming body. See the module documentation.
+#[derive(Default)]
+pub struct Body {
+    kind: Kind,
+    limit: Option<Box<Limit>>,
+    guards: Vec<Guard>,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Incoming(Incoming),
+    /// A backend's response; the connection goes back to its pool at the end.
+    Leased(Box<Leased>),
+    /// Held back until the backend agrees or a short wait is over.
+    Continue(Box<Continue>),
+    /// A component's own stream.
+    Boxed(BoxBody<Bytes, Error>),
+    /// Empty; the exchange goes on as an upgraded stream.
+    Upgraded(Arc<Tunnel>),
+}
+
+struct Leased {
+    body: Incoming,
+    lease: Option<Lease>,
+}
+
+struct Continue {
+    agreed: Option<oneshot::Receiver<()>>,
+    sleep: Pin<Box<Sleep>>,
+    body: Body,
+}
+
+struct Limit {
+    deadlines: Deadlines,
+    text: &'static str,
+    written: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+    conn: Option<Arc<Conn>>,
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if let Some(conn) = &self.conn {
+            conn.cut_writes_at(None);
+        }
+    }
+}
+
+impl Body {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// Known bytes.
+    #[must_use]
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() { Self::empty() } else { Kind::Full(bytes).into() }
+    }
+
+    /// A stream of the caller's own.
+    pub fn stream<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + Sync + 'static,
+        B::Error: Into<Error>,
+    {
+        Kind::Boxed(body.map_err(Into::into).boxed()).into()
+    }
+
+    pub(crate) fn leased(body: Incoming, lease: Lease) -> Self {
+        Kind::Leased(Box::new(Leased { body, lease: Some(lease) })).into()
+    }
+
+    pub(crate) fn upgraded(tunnel: Arc<Tunnel>) -> Self {
+        Kind::Upgraded(tunnel).into()
+    }
+
+    /// Holds the body back until `agreed` resolves either way, at most for the customary second.
+    pub(crate) fn after_continue(self, agreed: oneshot::Receiver<()>) -> Self {
+        let sleep = Box::pin(tokio::time::sleep(CONTINUE_WAIT));
+        Kind::Continue(Box::new(Continue { agreed: Some(agreed), sleep, body: self })).into()
+    }
+
+    /// Keeps `guard` until the exchange is over: the body's end or drop, or the end of the upgraded stream.
+    pub fn attach(&mut self, guard: impl Send + Sync + 'static) {
+        match &self.kind {
+            Kind::Upgraded(tunnel) => tunnel.attach(Box::new(guard)),
+            _ => self.guards.push(Box::new(guard)),
+        }
+    }
+
+    /// Holds the rest of the exchange to `deadlines`. When one runs out, a body of unknown length ends with `text`
+    /// appended, and one of known length breaks off; an upgraded stream is closed. `conn` is the client's
+    /// connection: a client that stops reading is cut off at the end of the whole request.
+    pub fn limit(&mut self, deadlines: Deadlines, text: &'static str, conn: Option<&Arc<Conn>>) {
+        if deadlines.is_unlimited() {
+            return;
+        }
+        if let Kind::Upgraded(tunnel) = &self.kind {
+            tunnel.limit(deadlines);
+            return;
+        }
+        if http_body::Body::is_end_stream(self) {
+            return;
+        }
+        if let (Some(conn), Some(total)) = (conn, deadlines.total()) {
+            conn.cut_writes_at(Some(total));
+        }
+        let conn = conn.cloned();
+        self.limit = Some(Box::new(Limit { deadlines, text, written: Instant::now(), sleep: None, conn }));
+    }
+
+    /// Reads everything, at most `limit` bytes.
+    ///
+    /// # Errors
+    /// The stream broke, or is longer.
+    pub async fn collect(self, limit: usize) -> Result<Bytes, Error> {
+        Ok(http_body_util::Limited::new(self, limit).collect().await?.to_bytes())
+    }
+
+    fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.kind {
+            Kind::Empty | Kind::Upgraded(_) => Poll::Ready(None),
+            Kind::Full(_) => {
+                let Kind::Full(bytes) = std::mem::take(&mut self.kind) else { return Poll::Ready(None) };
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::Leased(leased) => {
+                let polled = Pin::new(&mut leased.body).poll_frame(cx);
+                match &polled {
+                    Poll::Pending => {}
+                    Poll::Ready(Some(Err(_))) => leased.lease = None,
+                    Poll::Ready(frame) => {
+                        if frame.is_none() || http_body::Body::is_end_stream(&leased.body) {
+                            leased.give_back();
+                        }
+                    }
+                }
+                polled.map_err(Into::into)
+            }
+            Kind::Continue(held) => {
+                if let Some(agreed) = &mut held.agreed {
+                    let waiting = Pin::new(agreed).poll(cx).is_pending();
+                    if waiting && held.sleep.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    held.agreed = None;
+                }
+                Pin::new(&mut held.body).poll_frame(cx)
+            }
+            Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+}
+
+use std::future::Future as _;
+
+use http_body::Body as _;
+
+impl Leased {
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Limit {
+    /// Whether a timer has run out; registers for the next one if not.
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        let Some((at, expired)) = self.deadlines.next(Some(self.written)) else { return Poll::Pending };
+        let sleep = match &mut self.sleep {
+            Some(sleep) => {
+                if sleep.deadline() != at {
+                    sleep.as_mut().reset(at);
+                }
+                sleep
+            }
+            None => self.sleep.insert(Box::pin(tokio::time::sleep_until(at))),
+        };
+        sleep.as_mut().poll(cx).map(|()| expired)
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let polled = this.poll_kind(cx);
+        let Some(limit) = &mut this.limit else { return polled };
+        let expired = match &polled {
+            Poll::Ready(Some(Ok(_))) => {
+                limit.written = Instant::now();
+                // A backend that never pauses must not outrun the end of the request.
+                match limit.deadlines.next(Some(limit.written)) {
+                    Some((at, expired)) if at <= limit.written => expired,
+                    _ => return polled,
+                }
+            }
+            Poll::Ready(_) => return polled,
+            Poll::Pending => match limit.poll_expired(cx) {
+                Poll::Ready(expired) => expired,
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        let text = limit.text;
+        let unknown_length = this.kind_size().exact().is_none();
+        tracing::debug!("{expired}");
+        *this = Self::empty();
+        if unknown_length {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))))
+        } else {
+            Poll::Ready(Some(Err(expired.into())))
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty | Kind::Upgraded(_) => true,
+            Kind::Full(_) => false,
+            Kind::Incoming(body) => body.is_end_stream(),
+            Kind::Leased(leased) => leased.body.is_end_stream(),
+            Kind::Continue(held) => held.body.is_end_stream(),
+            Kind::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.kind_size()
+    }
+}
+
+impl Body {
+    fn kind_size(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty | Kind::Upgraded(_) => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Incoming(body) => body.size_hint(),
+            Kind::Leased(leased) => leased.body.size_hint(),
+            Kind::Continue(held) => held.body.size_hint(),
+            Kind::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+impl From<Kind> for Body {
+    fn from(kind: Kind) -> Self {
+        Self { kind, limit: None, guards: Vec::new() }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(body: Incoming) -> Self {
+        if body.is_end_stream() { Self::empty() } else { Kind::Incoming(body).into() }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::full(bytes)
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Self::full(text)
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self::full(text)
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Empty => "empty",
+            Kind::Full(_) => "full",
+            Kind::Incoming(_) => "incoming",
+            Kind::Leased(_) => "leased",
+            Kind::Continue(_) => "continue",
+            Kind::Boxed(_) => "boxed",
+            Kind::Upgraded(_) => "upgraded",
+        };
+        f.debug_struct("Body")
+            .field("kind", &kind)
+            .field("guards", &self.guards.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,404 @@
+//! Forwarding a request to a backend and its answer back, streaming both ways.
+//!
+//! [`Outbound`] is a request made ready once (hop-by-hop headers, `X-Forwarded-For`); it can be forwarded several
+//! times. A forward that fails says by [`Failure`] whether it may be repeated. There is one rule:
+//!
+//! - nothing of the request was written: any method, anywhere ([`Failure::Unsent`]);
+//! - the connection ended before any byte of a response: safe methods, and requests with an `Idempotency-Key`, as
+//!   long as the body is empty ([`Failure::NoResponse`]);
+//! - otherwise never.
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::address::Address;
+use crate::body::Body;
+use crate::drain::Drain;
+use crate::error::ProxyError;
+use crate::header::{IDEMPOTENCY_KEY, X_FORWARDED_FOR, X_IDEMPOTENCY_KEY};
+use crate::pool::{Lease, Pool};
+use crate::server::Conn;
+use crate::upgrade::{self, Tunnel};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// A request ready to be forwarded. Its headers may still be changed.
+#[derive(Debug)]
+pub struct Outbound {
+    request: Request<Body>,
+    /// The protocol the client asks to switch to, and its connection's side of that.
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+}
+
+impl Outbound {
+    /// Applies the header rules of a proxy hop: hop-by-hop headers go, except an upgrade and `TE: trailers`;
+    /// `X-Forwarded-For` gains the peer.
+    ///
+    /// # Errors
+    /// [`ProxyError::Connected`] for CONNECT.
+    pub fn new(mut request: Request<Body>, conn: &Conn) -> Result<Self, ProxyError> {
+        if request.method() == Method::CONNECT {
+            return Err(ProxyError::Connected);
+        }
+        let upgrade = requested_upgrade(request.headers())
+            .and_then(|protocol| Some((protocol, request.extensions().get::<OnUpgrade>()?.clone())));
+        let trailers = has_token(request.headers(), &header::TE, "trailers");
+        remove_hop_by_hop(request.headers_mut());
+        if trailers {
+            request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        if let Some((protocol, _)) = &upgrade {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            request.headers_mut().insert(header::UPGRADE, protocol.clone());
+        }
+        append_forwarded_for(request.headers_mut(), conn.peer_ip());
+        *request.version_mut() = Version::HTTP_11;
+        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+            // Said explicitly, or a GET of unknown length would be sent without its body.
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            request.headers_mut().remove(header::CONTENT_LENGTH);
+        } else {
+            request.headers_mut().remove(header::TRAILER);
+        }
+        if let Some(target) = request.uri().path_and_query().filter(|_| request.uri().scheme().is_some()) {
+            *request.uri_mut() = Uri::from(target.clone());
+        }
+        Ok(Self { request, upgrade })
+    }
+
+    /// The request's headers.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// The request's headers, to change them.
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        self.request.headers_mut()
+    }
+
+    /// The request's method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        self.request.method()
+    }
+
+    /// The request's target.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        self.request.uri()
+    }
+
+    /// The request's target, to change it.
+    pub fn uri_mut(&mut self) -> &mut Uri {
+        self.request.uri_mut()
+    }
+
+    /// Sends `host` as Host.
+    pub fn set_host(&mut self, host: HeaderValue) {
+        self.request.headers_mut().insert(header::HOST, host);
+    }
+
+    /// Whether the client asks for another protocol on this connection.
+    #[must_use]
+    pub fn is_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
+
+    /// Whether the request may be repeated although a backend may have seen it.
+    #[must_use]
+    pub fn is_replayable(&self) -> bool {
+        let safe =
+            matches!(*self.request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+        let keyed = || {
+            let headers = self.request.headers();
+            headers.contains_key(IDEMPOTENCY_KEY) || headers.contains_key(X_IDEMPOTENCY_KEY)
+        };
+        self.request.body().is_end_stream() && (safe || keyed())
+    }
+
+    /// A copy without the body.
+    fn head(&self) -> Self {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = self.request.method().clone();
+        *request.uri_mut() = self.request.uri().clone();
+        *request.version_mut() = self.request.version();
+        *request.headers_mut() = self.request.headers().clone();
+        Self { request, upgrade: self.upgrade.clone() }
+    }
+}
+
+/// Why a forward failed, and what may be done about it.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nothing of the request was written. It is intact and may go to another backend, whatever its method.
+    Unsent(Box<Outbound>, ProxyError),
+    /// The connection ended before any byte of a response, and the request may be repeated.
+    NoResponse(Box<Outbound>, ProxyError),
+    /// Not to be repeated.
+    Final(ProxyError),
+}
+
+impl Failure {
+    /// The request, if it may be repeated, and the error.
+    #[must_use]
+    pub fn into_retry(self) -> (Option<Outbound>, ProxyError) {
+        match self {
+            Self::Unsent(request, error) | Self::NoResponse(request, error) => (Some(*request), error),
+            Self::Final(error) => (None, error),
+        }
+    }
+
+    /// The error.
+    #[must_use]
+    pub fn error(&self) -> &ProxyError {
+        match self {
+            Self::Unsent(_, error) | Self::NoResponse(_, error) | Self::Final(error) => error,
+        }
+    }
+}
+
+impl From<Failure> for ProxyError {
+    fn from(failure: Failure) -> Self {
+        failure.into_retry().1
+    }
+}
+
+/// Forwards requests over one worker's pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    pool: Pool,
+    drain: Drain,
+}
+
+impl Proxy {
+    /// Upgraded streams are tasks of `drain` and end when it is aborted.
+    #[must_use]
+    pub fn new(pool: Pool, drain: Drain) -> Self {
+        Self { pool, drain }
+    }
+
+    /// The connections.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Sends the request to `address` and returns the head of the response; its body streams. A stale pooled
+    /// connection is replaced here, without the caller's knowledge. `connect_by` bounds connecting; the response is
+    /// bounded by the caller's [`Deadlines`](crate::timeout::Deadlines). Dropping the future aborts the exchange.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn forward(
+        &self,
+        mut outbound: Outbound,
+        address: &Address,
+        connect_by: Option<Instant>,
+    ) -> Result<Response<Body>, Failure> {
+        if !outbound.headers().contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(&address.to_string())
+        {
+            outbound.set_host(host);
+        }
+        while let Some(lease) = self.pool.reuse(address) {
+            match self.exchange(outbound, lease).await {
+                // The connection was stale: the next one, and in the end a new one.
+                Err(Failure::Unsent(intact, _)) => outbound = *intact,
+                Err(Failure::NoResponse(intact, _)) => {
+                    outbound = *intact;
+                    break;
+                }
+                other => return other,
+            }
+        }
+        match self.pool.connect(address, connect_by).await {
+            Ok(lease) => self.exchange(outbound, lease).await,
+            Err(error) => Err(Failure::Unsent(Box::new(outbound), error)),
+        }
+    }
+
+    async fn exchange(&self, outbound: Outbound, mut lease: Lease) -> Result<Response<Body>, Failure> {
+        // What can be sent again from here is what has no body; the copy is the price of never losing it.
+        let copy = outbound.request.body().is_end_stream().then(|| outbound.head());
+        let replayable = outbound.is_replayable();
+        let meter = lease.meter();
+        let before = meter.as_ref().map(|meter| meter.traffic());
+        let Outbound { mut request, upgrade } = outbound;
+        hold_for_continue(&mut request);
+        match lease.sender().try_send_request(request).await {
+            Ok(response) => self.respond(response, upgrade, lease),
+            Err(mut error) => {
+                let intact = error.take_message();
+                let error = error.into_error();
+                if let Some(request) = intact {
+                    let outbound = Outbound { request, upgrade };
+                    return Err(Failure::Unsent(Box::new(outbound), ProxyError::NoResponse(error)));
+                }
+                let (Some(before), Some(after)) = (before, meter.map(|meter| meter.traffic())) else {
+                    return Err(Failure::Final(ProxyError::Broken(error)));
+                };
+                if after.read != before.read {
+                    return Err(Failure::Final(ProxyError::Broken(error)));
+                }
+                let unsent = after.written == before.written;
+                let error = ProxyError::NoResponse(error);
+                Err(match copy {
+                    Some(copy) if unsent => Failure::Unsent(Box::new(copy), error),
+                    Some(copy) if replayable => Failure::NoResponse(Box::new(copy), error),
+                    _ => Failure::Final(error),
+                })
+            }
+        }
+    }
+
+    fn respond(
+        &self,
+        response: Response<hyper::body::Incoming>,
+        upgrade: Option<(HeaderValue, OnUpgrade)>,
+        lease: Lease,
+    ) -> Result<Response<Body>, Failure> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(response, upgrade, lease).map_err(Failure::Final);
+        }
+        let (mut parts, body) = response.into_parts();
+        remove_hop_by_hop(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        let body = if body.is_end_stream() {
+            lease.give_back();
+            Body::empty()
+        } else {
+            Body::leased(body, lease)
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+
+    fn switch(
+        &self,
+        mut response: Response<hyper::body::Incoming>,
+        upgrade: Option<(HeaderValue, OnUpgrade)>,
+        lease: Lease,
+    ) -> Result<Response<Body>, ProxyError> {
+        let answered = requested_upgrade(response.headers());
+        let text = |value: Option<&HeaderValue>| {
+            value.map_or_else(String::new, |value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let (protocol, client) = match (upgrade, answered) {
+            (Some((requested, client)), Some(answered))
+                if requested.as_bytes().eq_ignore_ascii_case(answered.as_bytes()) =>
+            {
+                (answered, client)
+            }
+            (requested, answered) => {
+                return Err(ProxyError::UpgradeMismatch {
+                    requested: text(requested.as_ref().map(|(requested, _)| requested)),
+                    answered: text(answered.as_ref()),
+                });
+            }
+        };
+        let backend = hyper::upgrade::on(&mut response);
+        lease.release_upgraded();
+        let tunnel = Arc::new(Tunnel::default());
+        upgrade::join(&self.drain, Arc::clone(&tunnel), client, backend);
+        let (mut parts, _) = response.into_parts();
+        remove_hop_by_hop(&mut parts.headers);
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol);
+        Ok(Response::from_parts(parts, Body::upgraded(tunnel)))
+    }
+}
+
+/// With `Expect: 100-continue` the client sends its body only once it is asked for. It is asked for when the backend
+/// has agreed.
+fn hold_for_continue(request: &mut Request<Body>) {
+    let expects = request
+        .headers()
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if !expects || request.body().is_end_stream() {
+        return;
+    }
+    let (agree, agreed) = oneshot::channel();
+    let agree = Mutex::new(Some(agree));
+    hyper::ext::on_informational(request, move |informational| {
+        if informational.status() == StatusCode::CONTINUE
+            && let Some(agree) = agree.lock().take()
+        {
+            // The body may be gone already.
+            let _ = agree.send(());
+        }
+    });
+    let body = std::mem::take(request.body_mut());
+    *request.body_mut() = body.after_continue(agreed);
+}
+
+/// `Upgrade`, if `Connection` names it.
+fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
+    has_token(headers, &header::CONNECTION, "upgrade").then(|| protocol.clone())
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    // `TE: trailers;q=1` counts too.
+    tokens(headers, name)
+        .any(|found| found.split(';').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(token)))
+}
+
+/// Removes what concerns one hop only. `Trailer` stays: the trailers it announces are forwarded.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Joins all lines of `X-Forwarded-For` into one and appends the peer.
+fn append_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
+    if !headers.contains_key(X_FORWARDED_FOR) {
+        headers.insert(X_FORWARDED_FOR, peer.clone());
+        return;
+    }
+    let mut joined = Vec::new();
+    for line in headers.get_all(X_FORWARDED_FOR) {
+        joined.extend_from_slice(line.as_bytes());
+        joined.extend_from_slice(b", ");
+    }
+    joined.extend_from_slice(peer.as_bytes());
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(X_FORWARDED_FOR, joined);
+    }
+}

@@ -1,0 +1,391 @@
+//! Serving: the accept loop, and what a connection carries to its requests.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, Sleep};
+
+use crate::body::Body;
+use crate::drain::Drain;
+use crate::error::{http_error, status};
+use crate::io::{Listener, Stream};
+use crate::worker::Workers;
+
+/// Answers requests. Implemented for closures `Fn(Request<Body>, Arc<Conn>) -> impl Future<Output = Response<Body>>`.
+///
+/// The future is dropped when the client goes away, so everything a request holds has to be held by its future, or
+/// by the response's body ([`Body::attach`]).
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(&self, request: Request<Body>, conn: &Arc<Conn>)
+    -> impl Future<Output = Response<Body>> + Send;
+}
+
+impl<F, T> Handler for F
+where
+    F: Fn(Request<Body>, Arc<Conn>) -> T + Send + Sync + 'static,
+    T: Future<Output = Response<Body>> + Send,
+{
+    fn handle(
+        &self,
+        request: Request<Body>,
+        conn: &Arc<Conn>,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        self(request, Arc::clone(conn))
+    }
+}
+
+/// Limits of a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a request's head may take, from accept or from its first byte. 60 s. Idle connections stay open.
+    pub header_read_timeout: Duration,
+    /// Largest head, in bytes; 431 beyond. 256 KiB. It also bounds what is buffered for a slow reader.
+    pub max_header_bytes: usize,
+    /// Most header lines; 431 beyond. 256.
+    pub max_headers: usize,
+    /// Connections served at a time; more wait in the listener's backlog. 65 536.
+    pub max_connections: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            header_read_timeout: Duration::from_secs(60),
+            max_header_bytes: 256 << 10,
+            max_headers: 256,
+            max_connections: 65_536,
+        }
+    }
+}
+
+/// What a request may know of the connection it came by.
+#[derive(Debug)]
+pub struct Conn {
+    peer: SocketAddr,
+    peer_ip: HeaderValue,
+    worker: usize,
+    drain: Drain,
+    phase: AtomicU8,
+    base: Instant,
+    /// When writing gives up, in nanoseconds after `base`; 0: never.
+    cut_at: AtomicU64,
+}
+
+/// Reading the first head, or a later one of which a byte has arrived.
+const HEAD: u8 = 0;
+/// Between requests.
+const IDLE: u8 = 1;
+/// A request is being served.
+const BUSY: u8 = 2;
+/// No longer HTTP.
+const UPGRADED: u8 = 3;
+
+impl Conn {
+    /// A connection of `peer`, as the accept loop makes them; for tests and other servers.
+    #[must_use]
+    pub fn new(peer: SocketAddr, worker: usize, drain: Drain) -> Self {
+        let ip = peer.ip().to_canonical().to_string();
+        Self {
+            peer,
+            peer_ip: HeaderValue::from_str(&ip).unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            worker,
+            drain,
+            phase: AtomicU8::new(HEAD),
+            base: Instant::now(),
+            cut_at: AtomicU64::new(0),
+        }
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The client's address as `X-Forwarded-For` has it.
+    #[must_use]
+    pub fn peer_ip(&self) -> &HeaderValue {
+        &self.peer_ip
+    }
+
+    /// The worker that serves the connection.
+    #[must_use]
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// The drain of the server.
+    #[must_use]
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// From `at` on a write the client does not take breaks the connection; `None` waits for ever.
+    pub(crate) fn cut_writes_at(&self, at: Option<Instant>) {
+        let nanos = at.map_or(0, |at| {
+            let after = at.saturating_duration_since(self.base).as_nanos();
+            u64::try_from(after).unwrap_or(u64::MAX).max(1)
+        });
+        self.cut_at.store(nanos, Ordering::Relaxed);
+    }
+}
+
+/// A request is being served as long as this lives.
+struct Busy(Arc<Conn>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.phase.compare_exchange(BUSY, IDLE, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Accepts connections and deals them to the workers in turn, until `drain` is stopped. `handler` makes the handler
+/// of a worker, once for each. Connections are tasks of `drain`: see [`Drain::finish`].
+pub async fn serve<H: Handler>(
+    mut listener: Listener,
+    workers: &Workers,
+    options: &Options,
+    drain: &Drain,
+    mut handler: impl FnMut(usize) -> Arc<H>,
+) {
+    let handlers: Vec<Arc<H>> = (0..workers.len()).map(&mut handler).collect();
+    let places = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.stopped().cancelled() => return,
+            accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            } => accepted,
+        };
+        let (Ok(place), accepted) = accepted else { return };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) if matches!(listener, Listener::Memory(..)) => {
+                tracing::debug!(%error, "listener ended");
+                return;
+            }
+            Err(error) => {
+                // Out of descriptors or memory: wait for connections to end.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let worker = workers.next();
+        let stream = match workers.detach(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "connection lost");
+                continue;
+            }
+        };
+        let handler = Arc::clone(&handlers[worker]);
+        let conn = Arc::new(Conn::new(peer, worker, drain.clone()));
+        let options = options.clone();
+        // Counted here and not on the worker, so that a drain cannot slip in between.
+        let token = drain.tasks().token();
+        workers.spawn(worker, move || async move {
+            match stream.attach() {
+                Ok(stream) => connection(stream, conn, handler, &options).await,
+                Err(error) => tracing::debug!(%error, "connection lost"),
+            }
+            drop((token, place));
+        });
+    }
+}
+
+/// Whether an accept error concerns one client only.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    ) || error.kind() == io::ErrorKind::InvalidInput
+}
+
+/// Serves one connection to its end.
+pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
+    let drain = conn.drain.clone();
+    let stream = ServerStream {
+        inner: stream,
+        conn: Arc::clone(&conn),
+        header_read_timeout: options.header_read_timeout,
+        head: Some(Box::pin(tokio::time::sleep(options.header_read_timeout))),
+        cut: None,
+    };
+    let service = service_fn(|request: Request<Incoming>| {
+        let (conn, handler) = (Arc::clone(&conn), Arc::clone(&handler));
+        async move { Ok::<_, std::convert::Infallible>(answer(request, &conn, &*handler).await) }
+    });
+    let serving = http1::Builder::new()
+        // The stream times heads itself: hyper's timer also runs on idle connections, which have to stay open.
+        .header_read_timeout(None)
+        .max_buf_size(options.max_header_bytes.max(8192))
+        .max_headers(options.max_headers)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(serving);
+    // The connection is polled first, so that a request that has already arrived is served before the stop is seen.
+    let ended = tokio::select! {
+        biased;
+        ended = serving.as_mut() => ended,
+        () = drain.stopped().cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                biased;
+                ended = serving => ended,
+                () = drain.aborted().cancelled() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, peer = %conn.peer, "connection ended");
+    }
+}
+
+async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
+    conn.phase.store(BUSY, Ordering::Relaxed);
+    let busy = Busy(Arc::clone(conn));
+    let mut request = request.map(Body::from);
+    let mut response = match normalise(&mut request) {
+        Ok(()) => handler.handle(request, conn).await,
+        Err(response) => *response,
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        conn.phase.store(UPGRADED, Ordering::Relaxed);
+    } else {
+        if conn.drain.is_announced() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.body_mut().attach(busy);
+    }
+    response
+}
+
+/// What a server settles before anyone looks at a request: the authority of an absolute-form target is the Host, the
+/// target is in origin form, HTTP/1.1 has a Host, and `OPTIONS *` asks the server itself.
+fn normalise(request: &mut Request<Body>) -> Result<(), Box<Response<Body>>> {
+    if request.method() == Method::CONNECT {
+        return Ok(());
+    }
+    if request.uri().authority().is_some() {
+        let uri = std::mem::take(request.uri_mut());
+        let parts = uri.into_parts();
+        if let Some(host) =
+            parts.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        *request.uri_mut() = parts.path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+    if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+        return Err(Box::new(http_error(
+            StatusCode::BAD_REQUEST,
+            "400 Bad Request: missing required Host header",
+        )));
+    }
+    if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+        return Err(Box::new(status(StatusCode::OK)));
+    }
+    Ok(())
+}
+
+/// A client's connection: bounds the time a head takes, and the time an answer nobody reads is kept.
+struct ServerStream {
+    inner: Stream,
+    conn: Arc<Conn>,
+    header_read_timeout: Duration,
+    head: Option<Pin<Box<Sleep>>>,
+    cut: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.inner).poll_read(cx, buf);
+        let phase = this.conn.phase.load(Ordering::Relaxed);
+        if polled.is_ready() && phase == IDLE && buf.filled().len() > before {
+            this.conn.phase.store(HEAD, Ordering::Relaxed);
+        }
+        if polled.is_ready() || phase != HEAD {
+            // Lazily, so that a head that arrives in one piece costs no timer.
+            if phase != HEAD {
+                this.head = None;
+            }
+            return polled;
+        }
+        let timeout = this.header_read_timeout;
+        let head = this.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        match head.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl ServerStream {
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let nanos = self.conn.cut_at.load(Ordering::Relaxed);
+        if nanos == 0 {
+            self.cut = None;
+            return Poll::Pending;
+        }
+        let at = self.conn.base + Duration::from_nanos(nanos);
+        let cut = self.cut.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if cut.deadline() != at {
+            cut.as_mut().reset(at);
+        }
+        cut.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_write(cx, buf) {
+            Poll::Pending => this.poll_cut(cx).map(Err),
+            ready => ready,
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_write_vectored(cx, bufs) {
+            Poll::Pending => this.poll_cut(cx).map(Err),
+            ready => ready,
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,146 @@
+//! The three timers of a request.
+//!
+//! They start together when the request reaches the stage that owns them: waiting in a queue counts.
+//! Only output towards the client is progress; upload activity is not.
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a request may take. `None` is off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the start to the end of the response. Zero expires at once.
+    pub total: Option<Duration>,
+    /// From the start to the head of the response.
+    pub response_start: Option<Duration>,
+    /// Longest silence towards the client.
+    pub idle: Option<Duration>,
+}
+
+impl Timeouts {
+    /// Starts the timers.
+    #[must_use]
+    pub fn start(&self) -> Deadlines {
+        let now = Instant::now();
+        Deadlines { timeouts: *self, started: now }
+    }
+}
+
+/// [`Timeouts`] that run.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    timeouts: Timeouts,
+    started: Instant,
+}
+
+/// Which timer ran out, and how long it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// The whole request.
+    Total(Duration),
+    /// The head of the response.
+    ResponseStart(Duration),
+    /// Silence.
+    Idle(Duration),
+}
+
+impl fmt::Display for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Total(after) => write!(f, "Request timeout: {after:?}"),
+            Self::ResponseStart(after) => write!(f, "Response start timeout: {after:?}"),
+            Self::Idle(after) => write!(f, "Idle timeout: {after:?}"),
+        }
+    }
+}
+
+impl std::error::Error for Expired {}
+
+impl Deadlines {
+    /// When the timers started.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// When the whole request has to be over.
+    #[must_use]
+    pub fn total(&self) -> Option<Instant> {
+        self.timeouts.total.map(|after| self.started + after)
+    }
+
+    /// The next timer to run out. `written`: when something was last sent to the client, if anything was.
+    #[must_use]
+    pub fn next(&self, written: Option<Instant>) -> Option<(Instant, Expired)> {
+        let total = self.timeouts.total.map(|after| (self.started + after, Expired::Total(after)));
+        let idle =
+            self.timeouts.idle.map(|after| (written.unwrap_or(self.started) + after, Expired::Idle(after)));
+        let start = match written {
+            None => self
+                .timeouts
+                .response_start
+                .map(|after| (self.started + after, Expired::ResponseStart(after))),
+            Some(_) => None,
+        };
+        [total, start, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Whether no timer is set.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        self.timeouts == Timeouts::default()
+    }
+
+    /// Runs what produces the head of the response: everything before it, queueing too. When a timer wins, the
+    /// future is dropped, which gives back permits and aborts the call to the backend.
+    ///
+    /// # Errors
+    /// The timer that ran out.
+    pub async fn before_response<F: Future>(&self, produce: F) -> Result<F::Output, Expired> {
+        match self.next(None) {
+            None => Ok(produce.await),
+            Some((at, expired)) => {
+                // An expired timer wins over work that was never started.
+                if at <= Instant::now() {
+                    return Err(expired);
+                }
+                tokio::time::timeout_at(at, produce).await.map_err(|_| expired)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_timer_wins() {
+        let deadlines =
+            Timeouts { total: Some(30 * MS), response_start: Some(10 * MS), idle: Some(20 * MS) }.start();
+        let begun = deadlines.started();
+        assert_eq!(deadlines.next(None).unwrap(), (begun + 10 * MS, Expired::ResponseStart(10 * MS)));
+        assert_eq!(deadlines.next(Some(begun)).unwrap(), (begun + 20 * MS, Expired::Idle(20 * MS)));
+        assert_eq!(
+            deadlines.next(Some(begun + 15 * MS)).unwrap(),
+            (begun + 30 * MS, Expired::Total(30 * MS))
+        );
+        let expired = deadlines.before_response(std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(expired, Expired::ResponseStart(10 * MS));
+        assert_eq!(begun.elapsed(), 10 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zero_expires_at_once_and_none_never() {
+        let at_once = Timeouts { total: Some(Duration::ZERO), ..Timeouts::default() }.start();
+        assert_eq!(at_once.before_response(async {}).await, Err(Expired::Total(Duration::ZERO)));
+        let never = Timeouts::default().start();
+        assert!(never.is_unlimited());
+        assert_eq!(never.before_response(async { 1 }).await, Ok(1));
+    }
+}
