@@ -1,0 +1,279 @@
+//! One evaluation of the Knative Pod Autoscaler: from averages to a wanted number of pods.
+
+use std::time::Duration;
+
+use crate::time::Time;
+use crate::window::MaxWindow;
+
+/// The step of the scale-down-delay window.
+const SCALE_DOWN_DELAY_STEP: Duration = Duration::from_secs(2);
+
+/// What the load is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum ScalingMetric {
+    /// Requests in flight; also what an unknown metric name means.
+    #[default]
+    Concurrency,
+    /// Requests a second.
+    Rps,
+}
+
+impl ScalingMetric {
+    /// The metric named by the annotation.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        if name == "rps" { Self::Rps } else { Self::Concurrency }
+    }
+}
+
+/// What a decider is told about its revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeciderSpec {
+    /// Largest factor of growth in one evaluation.
+    pub max_scale_up_rate: f64,
+    /// Largest factor of shrinking in one evaluation.
+    pub max_scale_down_rate: f64,
+    /// What load is measured in.
+    pub scaling_metric: ScalingMetric,
+    /// Load a pod should carry.
+    pub target_value: f64,
+    /// Load a pod can carry.
+    pub total_value: f64,
+    /// Burst to be ready for without the activator; 0 never uses it, -1 always.
+    pub target_burst_capacity: f64,
+    /// Load one activator can carry.
+    pub activator_capacity: f64,
+    /// Ratio of wanted to ready pods from which the autoscaler panics.
+    pub panic_threshold: f64,
+    /// The long window, also the time to calm down.
+    pub stable_window: Duration,
+    /// How long a smaller scale has to be wanted before it is taken. Read once, when the decider is created.
+    pub scale_down_delay: Duration,
+    /// Pods to start with.
+    pub initial_scale: i32,
+    /// Whether a route leads to the revision.
+    pub reachable: bool,
+    /// Smallest scale other than zero.
+    pub activation_scale: i32,
+}
+
+/// Averages of the revision's metric over its two windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Over the stable window.
+    pub stable: f64,
+    /// Over the panic window.
+    pub panic: f64,
+}
+
+/// Whether the autoscaler panics: traffic outgrew the pods, so nothing shrinks until a calm stable window passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Follow the stable window.
+    Stable,
+    /// Follow the larger of both windows, and never down.
+    Panic {
+        /// When the threshold was last exceeded.
+        since: Time,
+    },
+}
+
+/// What an evaluation concluded, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decision {
+    /// Wanted pods, before the bounds of the revision.
+    pub desired: i32,
+    /// Burst the ready pods could take beyond the wanted capacity; negative keeps the activator in the path.
+    pub excess_burst_capacity: i32,
+    /// The averages it is based on.
+    pub load: Load,
+    /// Pods the stable window asks for, unlimited.
+    pub stable_pods: f64,
+    /// Pods the panic window asks for, unlimited.
+    pub panic_pods: f64,
+    /// Mode after the evaluation.
+    pub mode: Mode,
+    /// What determined `desired`.
+    pub reason: Reason,
+}
+
+/// What determined the wanted number of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The stable window's load.
+    Stable,
+    /// The limit of growth.
+    ScaleUpRate,
+    /// The limit of shrinking.
+    ScaleDownRate,
+    /// The smallest scale other than zero.
+    ActivationScale,
+    /// The panic window's load.
+    Panic,
+    /// Scale of an earlier moment of the same panic.
+    PanicFloor,
+    /// Scale of an earlier moment within the scale-down delay.
+    ScaleDownDelay,
+}
+
+/// The state that one evaluation leaves to the next.
+#[derive(Debug, Clone)]
+pub struct Decider {
+    mode: Mode,
+    max_panic_pods: i32,
+    delay: Option<MaxWindow>,
+}
+
+impl Decider {
+    /// A decider for a revision that has `ready` pods now. With more than one it starts in panic: the past is
+    /// unknown, so they stay for a stable window.
+    #[must_use]
+    pub fn new(spec: &DeciderSpec, ready: i32, now: Time) -> Self {
+        Self {
+            mode: if ready > 1 { Mode::Panic { since: now } } else { Mode::Stable },
+            max_panic_pods: ready,
+            delay: (!spec.scale_down_delay.is_zero())
+                .then(|| MaxWindow::new(spec.scale_down_delay, SCALE_DOWN_DELAY_STEP)),
+        }
+    }
+
+    /// The present mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The largest scale wanted since the panic began.
+    #[must_use]
+    pub fn max_panic_pods(&self) -> i32 {
+        self.max_panic_pods
+    }
+
+    /// Evaluates `load` on `ready` pods. `None` when the load is no number, which is as good as no data.
+    pub fn evaluate(&mut self, spec: &DeciderSpec, now: Time, ready: i32, load: Load) -> Option<Decision> {
+        if load.stable.is_nan() || load.panic.is_nan() {
+            return None;
+        }
+        let pods = f64::from(ready.max(1));
+        let up = (spec.max_scale_up_rate * pods).ceil();
+        let down = if spec.reachable { (pods / spec.max_scale_down_rate).floor() } else { 0.0 };
+        let stable_pods = (load.stable / spec.target_value).ceil();
+        let panic_pods = (load.panic / spec.target_value).ceil();
+        let (stable_scale, mut reason) = limit(spec, stable_pods, down, up);
+        let (panic_scale, _) = limit(spec, panic_pods, down, up);
+
+        if panic_pods / pods >= spec.panic_threshold {
+            self.mode = Mode::Panic { since: now };
+        } else if let Mode::Panic { since } = self.mode
+            && since.after(spec.stable_window) < now
+        {
+            self.mode = Mode::Stable;
+            self.max_panic_pods = 0;
+        }
+
+        let mut desired = stable_scale;
+        if matches!(self.mode, Mode::Panic { .. }) {
+            if panic_scale > desired {
+                desired = panic_scale;
+                reason = Reason::Panic;
+            }
+            if self.max_panic_pods > desired {
+                desired = self.max_panic_pods;
+                reason = Reason::PanicFloor;
+            }
+            self.max_panic_pods = desired;
+        }
+        if spec.reachable
+            && let Some(delay) = &mut self.delay
+        {
+            let delayed = delay.record(now, desired);
+            if delayed > desired {
+                desired = delayed;
+                reason = Reason::ScaleDownDelay;
+            }
+        }
+        Some(Decision {
+            desired,
+            excess_burst_capacity: excess_burst_capacity(spec, ready, load.panic),
+            load,
+            stable_pods,
+            panic_pods,
+            mode: self.mode,
+            reason,
+        })
+    }
+}
+
+/// Rate limits, then the activation scale: it may exceed the rate and looks at the unlimited number of pods.
+fn limit(spec: &DeciderSpec, pods: f64, down: f64, up: f64) -> (i32, Reason) {
+    let scale = pods.max(down).min(up) as i32;
+    if spec.activation_scale > 1 && pods > 0.0 && spec.activation_scale > scale {
+        return (spec.activation_scale, Reason::ActivationScale);
+    }
+    let reason = if pods > up {
+        Reason::ScaleUpRate
+    } else if pods < down {
+        Reason::ScaleDownRate
+    } else {
+        Reason::Stable
+    };
+    (scale, reason)
+}
+
+/// What the ready pods could take on top of the present load and the wanted burst. Negative: the activator has to
+/// stay in the path.
+#[must_use]
+pub fn excess_burst_capacity(spec: &DeciderSpec, ready: i32, panic_load: f64) -> i32 {
+    let wanted = spec.target_burst_capacity;
+    if wanted == 0.0 {
+        0
+    } else if wanted > 0.0 {
+        (f64::from(ready) * spec.total_value - wanted - panic_load).floor() as i32
+    } else {
+        -1
+    }
+}
+
+/// What a decider publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeciderStatus {
+    /// Wanted pods; -1 before the first evaluation.
+    pub desired_scale: i32,
+    /// See [`Decision::excess_burst_capacity`].
+    pub excess_burst_capacity: i32,
+}
+
+impl DeciderStatus {
+    /// The status before any evaluation.
+    #[must_use]
+    pub fn initial(spec: &DeciderSpec) -> Self {
+        let wanted = spec.target_burst_capacity;
+        let excess_burst_capacity = if wanted == -1.0 || wanted == 0.0 {
+            wanted as i32
+        } else {
+            // Toward zero, where evaluations round down: Knative's difference.
+            (f64::from(spec.initial_scale) * spec.total_value - wanted) as i32
+        };
+        Self { desired_scale: -1, excess_burst_capacity }
+    }
+
+    /// Whether the change from `self` to `next` concerns the reconciler: another scale, or the other sign of the
+    /// burst capacity.
+    #[must_use]
+    pub fn notifies(self, next: Self) -> bool {
+        self.desired_scale != next.desired_scale
+            || (self.excess_burst_capacity < 0) != (next.excess_burst_capacity < 0)
+    }
+}
+
+/// Activators a revision gets assigned.
+#[must_use]
+pub fn num_activators(spec: &DeciderSpec, ready: i32) -> i32 {
+    /// Two at least, so that one can fail.
+    const MINIMUM: i32 = 2;
+    if spec.target_burst_capacity == 0.0 {
+        return MINIMUM;
+    }
+    let capacity = f64::from(ready) * spec.total_value + spec.target_burst_capacity.max(0.0);
+    ((capacity / spec.activator_capacity).ceil() as i32).max(MINIMUM)
+}

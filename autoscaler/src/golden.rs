@@ -1,0 +1,87 @@
+//! Decisions checked against those of the reference implementation.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::time::Time;
+
+/// Offsets in the data count from here: 2000-01-01T00:00:00Z.
+pub(crate) const BASE_MILLIS: i64 = 946_684_800_000;
+
+/// A float that may be written as the name of a special value.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(from = "Written")]
+pub(crate) struct Float(pub(crate) f64);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(f64),
+    Name(String),
+}
+
+impl From<Written> for Float {
+    fn from(written: Written) -> Self {
+        Self(match written {
+            Written::Number(number) => number,
+            Written::Name(name) if name == "+Inf" => f64::INFINITY,
+            Written::Name(name) if name == "-Inf" => f64::NEG_INFINITY,
+            // The bits of the reference's NaN: encodings are compared byte by byte.
+            Written::Name(name) if name == "NaN" => f64::from_bits(0x7ff8_0000_0000_0001),
+            Written::Name(name) => panic!("{name} is no float"),
+        })
+    }
+}
+
+impl Float {
+    /// Equal to the ninth digit, special values included.
+    pub(crate) fn is(self, got: f64) -> bool {
+        let want = self.0;
+        want == got
+            || (want.is_nan() && got.is_nan())
+            || (want - got).abs() <= 1e-9 * want.abs().max(1.0)
+    }
+}
+
+pub(crate) fn at(offset_ms: i64) -> Time {
+    Time::from_millis(BASE_MILLIS + offset_ms)
+}
+
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Runs `check` on every case of a section and reports all failures. `check` returns what is wrong.
+pub(crate) fn check<C: DeserializeOwned + Debug>(section: &str, check: impl Fn(&C) -> Vec<String>) {
+    let folder = std::env::var_os("EMBER_VECTORS")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors")), PathBuf::from);
+    let file = std::fs::read_to_string(folder.join("kpa.json")).expect("kpa.json");
+    let mut sections: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file).expect("kpa.json is JSON");
+    let cases = sections.remove(section).unwrap_or_else(|| panic!("no section {section}"));
+    let cases: Vec<serde_json::Value> = serde_json::from_value(cases).expect("a list of cases");
+    assert!(!cases.is_empty(), "no case in {section}");
+    let mut failures = Vec::new();
+    for (number, value) in cases.iter().enumerate() {
+        let case: C = serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{section} {number}: {e}"));
+        let wrong = check(&case);
+        if !wrong.is_empty() {
+            let name = value.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
+            failures.push(format!("{section} {number} {name}: {}", wrong.join("; ")));
+        }
+    }
+    println!("{section}: {} of {} cases agree", cases.len() - failures.len(), cases.len());
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+/// What differs, if anything does.
+pub(crate) fn differ<T: PartialEq + Debug>(what: &str, want: &T, got: &T) -> Option<String> {
+    (want != got).then(|| format!("{what}: want {want:?}, got {got:?}"))
+}
+
+mod deciding;
+mod measuring;
