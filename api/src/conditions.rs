@@ -152,7 +152,8 @@ impl Conditions {
     #[must_use]
     pub fn held_for(&self, type_: &str, status: ConditionStatus, now: Timestamp) -> Option<SignedDuration> {
         let condition = self.get(type_).filter(|condition| condition.status == status)?;
-        let since = condition.last_transition_time.as_ref()?.0;
+        // A condition without a time has been so since ever.
+        let since = condition.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
         Some(now.duration_since(since))
     }
 
@@ -314,15 +315,12 @@ impl Manager<'_, '_> {
         }
     }
 
-    /// Takes over status, reason and message of another object's condition; one that is not there is `Unknown`.
-    pub fn mirror(&mut self, type_: &str, source: Option<&Condition>) {
-        match source {
-            None => self.mark_unknown(type_, "", ""),
-            Some(source) => match source.status {
-                ConditionStatus::True => self.mark_true(type_),
-                ConditionStatus::False => self.mark_false(type_, &source.reason, &source.message),
-                ConditionStatus::Unknown => self.mark_unknown(type_, &source.reason, &source.message),
-            },
+    /// Takes over another object's condition under the name `type_`; one that is `True` has nothing to add.
+    pub fn mirror(&mut self, type_: &str, source: &Condition) {
+        match source.status {
+            ConditionStatus::True => self.mark_true(type_),
+            ConditionStatus::False => self.mark_false(type_, &source.reason, &source.message),
+            ConditionStatus::Unknown => self.mark_unknown(type_, &source.reason, &source.message),
         }
     }
 
@@ -366,5 +364,96 @@ impl Manager<'_, '_> {
             None if present.len() < self.set.dependents.len() => Some(Condition::default()),
             None => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::golden;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_600_000_000).unwrap()
+    }
+
+    #[test]
+    fn golden_conditions() {
+        let mut failures = Vec::new();
+        let mut checked = 0;
+        for case in golden::cases("conditions") {
+            let dependents: Vec<&str> = case["dependents"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|name| name.as_str())
+                .collect();
+            let set = ConditionSet::living(&dependents);
+            let mut conditions = Conditions::default();
+            let steps = case["expectSteps"].as_array().cloned().unwrap_or_default();
+            for (index, (op, expect)) in case["ops"].as_array().into_iter().flatten().zip(&steps).enumerate()
+            {
+                checked += 1;
+                let text = |key: &str| op[key].as_str().unwrap_or_default();
+                let (type_, reason, message) = (text("Type"), text("Reason"), text("Message"));
+                let mut manager = set.manage(&mut conditions, now());
+                match text("Op") {
+                    "init" => manager.init(),
+                    "true" => manager.mark_true(type_),
+                    "trueReason" => manager.mark_true_with_reason(type_, reason, message),
+                    "false" => manager.mark_false(type_, reason, message),
+                    "unknown" => manager.mark_unknown(type_, reason, message),
+                    other => panic!("unknown operation {other}"),
+                }
+                let got = golden::without_times(serde_json::to_value(&conditions).unwrap());
+                if got != *expect {
+                    failures.push(format!("{} step {index}: got {got}, want {expect}", case["id"]));
+                }
+            }
+        }
+        golden::report("conditions", checked, &failures);
+    }
+
+    #[test]
+    fn settling_keeps_the_time_of_what_came_back() {
+        let set = ConditionSet::living(&["A", "B"]);
+        let mut conditions = Conditions::default();
+        let mut manager = set.manage(&mut conditions, now());
+        manager.mark_true("A");
+        manager.mark_true("B");
+        conditions.settle(&Conditions::default(), now());
+        let read = conditions.clone();
+
+        let later = now() + SignedDuration::from_secs(60);
+        let mut manager = set.manage(&mut conditions, later);
+        manager.mark_unknown("A", "Wait", "");
+        manager.mark_true("A");
+        manager.mark_false("B", "Broken", "");
+        conditions.settle(&read, later);
+
+        let time = |type_: &str| conditions.get(type_).unwrap().last_transition_time.as_ref().unwrap().0;
+        assert_eq!(time("A"), now());
+        assert_eq!(time("B"), later);
+        assert_eq!(time(READY), later);
+    }
+
+    #[test]
+    fn a_new_generation_makes_ready_unknown() {
+        let set = ConditionSet::living(&["A"]);
+        let mut conditions = Conditions::default();
+        set.manage(&mut conditions, now()).mark_true("A");
+        set.manage(&mut conditions, now()).begin(1, 2);
+        assert_eq!(conditions.get(READY).unwrap().reason, NEW_OBSERVED_GEN_FAILURE);
+        assert!(conditions.is_unknown(READY));
+        set.manage(&mut conditions, now()).mark_true("A");
+        assert!(conditions.is_true(READY));
+    }
+
+    #[test]
+    fn malformed_status_reads_as_unknown() {
+        let condition: Condition =
+            serde_json::from_value(json!({"type": "Ready", "status": "Perhaps", "reason": null})).unwrap();
+        assert_eq!(condition.status, ConditionStatus::Unknown);
     }
 }

@@ -4,6 +4,8 @@ pub mod annotations;
 pub mod autoscaling;
 pub mod caching;
 pub mod conditions;
+#[cfg(test)]
+mod golden;
 pub mod labels;
 pub mod names;
 pub mod networking;

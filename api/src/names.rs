@@ -90,3 +90,29 @@ fn md5_hex(parts: &[&str]) -> String {
     }
     hex::encode(hash.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    #[test]
+    fn golden_childname() {
+        let cases = golden::cases("childname");
+        let failures: Vec<String> = cases
+            .iter()
+            .filter_map(|case| {
+                let text = |key: &str| case[key].as_str().unwrap_or_default();
+                let got = child(text("parent"), text("suffix"));
+                (got != text("expect")).then(|| format!("{case}: got {got}"))
+            })
+            .collect();
+        golden::report("childname", cases.len(), &failures);
+    }
+
+    #[test]
+    fn generations_have_at_least_five_digits() {
+        assert_eq!(revision("hello", 1), "hello-00001");
+        assert_eq!(revision("hello", 123_456), "hello-123456");
+    }
+}

@@ -1,5 +1,6 @@
 //! `autoscaling.internal.knative.dev/v1alpha1`: PodAutoscaler, Metric.
 
+mod lifecycle;
 mod metric;
 mod pod_autoscaler;
 

@@ -3,6 +3,7 @@
 mod certificate;
 mod cluster_domain_claim;
 mod ingress;
+mod lifecycle;
 mod serverless_service;
 
 pub use certificate::{Certificate, CertificateSpec, CertificateStatus, Http01Challenge};
