@@ -81,15 +81,20 @@
 
 pub mod address;
 pub mod body;
+pub mod breaker;
 pub mod dial;
 pub mod drain;
 pub mod error;
 pub mod header;
 pub mod io;
+pub mod metrics;
 pub mod pool;
 pub mod port;
+pub mod probe;
 pub mod proxy;
 pub mod server;
+pub mod stat;
+pub mod stats;
 pub mod timeout;
 mod upgrade;
 pub mod worker;

@@ -74,6 +74,12 @@ impl Outbound {
         Ok(Self { request, upgrade })
     }
 
+    /// A request of the component's own, sent as it is.
+    #[must_use]
+    pub fn direct(request: Request<Body>) -> Self {
+        Self { request, upgrade: None }
+    }
+
     /// The request's headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {

@@ -1,0 +1,118 @@
+//! The messages that carry statistics to the autoscaler: proto3, package `metrics`, derives written by hand.
+
+/// Content type of queue-proxy's statistics.
+pub const CONTENT_TYPE: &str = "application/protobuf";
+/// The most the autoscaler reads of them, in bytes.
+pub const MAX_BYTES: usize = 336;
+
+/// Statistics of one pod over one window.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stat {
+    /// The pod; the activator sends its own name.
+    #[prost(string, tag = "1")]
+    pub pod_name: String,
+    /// Requests in flight on average.
+    #[prost(double, tag = "2")]
+    pub average_concurrent_requests: f64,
+    /// Part of the above that came through the activator.
+    #[prost(double, tag = "3")]
+    pub average_proxied_concurrent_requests: f64,
+    /// Arrivals: a second from queue-proxy, a window from the activator.
+    #[prost(double, tag = "4")]
+    pub request_count: f64,
+    /// Part of the above that came through the activator.
+    #[prost(double, tag = "5")]
+    pub proxied_request_count: f64,
+    /// Seconds the process has run.
+    #[prost(double, tag = "6")]
+    pub process_uptime: f64,
+    /// Unix seconds; filled in on receipt when 0.
+    #[prost(int64, tag = "7")]
+    pub timestamp: i64,
+}
+
+/// Statistics about one revision.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WireStatMessage {
+    /// Namespace of the revision.
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    /// Name of the revision.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Messages without it are ignored.
+    #[prost(message, optional, tag = "3")]
+    pub stat: Option<Stat>,
+}
+
+/// What the activator sends as one WebSocket message.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WireStatMessages {
+    /// One for each revision.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: Vec<WireStatMessage>,
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn before_the_first_tick_only_the_name() {
+        let stat = Stat { pod_name: "pod-1".to_owned(), ..Stat::default() };
+        assert_eq!(hex(&stat.encode_to_vec()), "0a05706f642d31");
+    }
+
+    #[test]
+    fn unproxied_traffic_leaves_the_proxied_fields_out() {
+        let stat = Stat {
+            pod_name: "pod-1".to_owned(),
+            average_concurrent_requests: 0.5,
+            average_proxied_concurrent_requests: -0.0,
+            request_count: 3.0,
+            process_uptime: 12.5,
+            ..Stat::default()
+        };
+        let bytes = stat.encode_to_vec();
+        assert_eq!(bytes.len(), 34);
+        assert_eq!([bytes[0], bytes[7], bytes[16], bytes[25]], [0x0a, 0x11, 0x21, 0x31]);
+    }
+
+    #[test]
+    fn the_activators_immediate_message() {
+        let stat = Stat {
+            pod_name: "p".to_owned(),
+            average_concurrent_requests: 1.0,
+            request_count: 1.0,
+            ..Stat::default()
+        };
+        let message =
+            WireStatMessage { namespace: "test".to_owned(), name: "rev1".to_owned(), stat: Some(stat) };
+        let messages = WireStatMessages { messages: vec![message] };
+        assert_eq!(
+            hex(&messages.encode_to_vec()),
+            "0a230a04746573741204726576311a150a017011000000000000f03f21000000000000f03f"
+        );
+        assert_eq!(WireStatMessages::decode(&*messages.encode_to_vec()).unwrap(), messages);
+    }
+
+    #[test]
+    fn the_longest_stat_fits_what_is_read() {
+        let stat = Stat {
+            pod_name: "x".repeat(253),
+            average_concurrent_requests: f64::MAX,
+            average_proxied_concurrent_requests: f64::MAX,
+            request_count: f64::MAX,
+            proxied_request_count: f64::MAX,
+            process_uptime: f64::MAX,
+            timestamp: 0,
+        };
+        assert!(stat.encoded_len() <= MAX_BYTES);
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
