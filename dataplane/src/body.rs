@@ -4,13 +4,14 @@
 //! the exchange: until the last byte, until the client is gone, or until the upgraded stream has ended.
 
 use std::fmt;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
@@ -138,7 +139,8 @@ impl Body {
             tunnel.limit(deadlines);
             return;
         }
-        if http_body::Body::is_end_stream(self) {
+        // What is known whole has nothing to wait for.
+        if self.is_end_stream() || matches!(self.kind, Kind::Full(_)) {
             return;
         }
         if let (Some(conn), Some(total)) = (conn, deadlines.total()) {
@@ -170,7 +172,11 @@ impl Body {
                     Poll::Pending => {}
                     Poll::Ready(Some(Err(_))) => leased.lease = None,
                     Poll::Ready(frame) => {
-                        if frame.is_none() || http_body::Body::is_end_stream(&leased.body) {
+                        let last = match frame {
+                            Some(Ok(frame)) => frame.is_trailers(),
+                            _ => true,
+                        };
+                        if last || leased.body.is_end_stream() {
                             leased.give_back();
                         }
                     }
@@ -191,10 +197,6 @@ impl Body {
         }
     }
 }
-
-use std::future::Future as _;
-
-use http_body::Body as _;
 
 impl Leased {
     fn give_back(&mut self) {

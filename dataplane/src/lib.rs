@@ -60,9 +60,10 @@
 //!
 //! # async fn run(io: Io, workers: Workers, shutdown: tokio_util::sync::CancellationToken) -> std::io::Result<()> {
 //! let drain = Drain::new();
+//! let options = server::Options::default();
 //! let listener = io.network.listen(([0, 0, 0, 0], 8012).into()).await?;
 //! // One handler for each worker; connections are dealt in turn. Returns when `drain` is stopped.
-//! let serving = server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
+//! let serving = server::serve(listener, &workers, &options, &drain, |_worker| {
 //!     let pool = Pool::new(io.clone(), pool::Options::default());
 //!     Arc::new(Hop { proxy: Proxy::new(pool, drain.clone()), timeouts: Timeouts::default() })
 //! });
