@@ -56,6 +56,7 @@ pub struct Condition {
     pub severity: ConditionSeverity,
     /// When anything in the condition last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub last_transition_time: Option<Time>,
     /// A word for the cause; empty when there is nothing to say.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "String::is_empty")]
