@@ -125,6 +125,6 @@ pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// The first of the keys that is present, with its value.
 #[must_use]
-pub fn lookup<'a>(annotations: &'a BTreeMap<String, String>, keys: Keys) -> Option<(&'static str, &'a str)> {
+pub fn lookup(annotations: &BTreeMap<String, String>, keys: Keys) -> Option<(&'static str, &str)> {
     keys.iter().find_map(|key| annotations.get(*key).map(|value| (*key, value.as_str())))
 }

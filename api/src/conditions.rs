@@ -416,6 +416,34 @@ mod tests {
         golden::report("conditions", checked, &failures);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn ready_sums_up_its_dependents(ops in proptest::collection::vec((0..4usize, 0..3u8), 0..24)) {
+            const DEPENDENTS: &[&str] = &["A", "B", "C"];
+            // The fourth is none of Ready's business.
+            const ALL: &[&str] = &["A", "B", "C", "Other"];
+            let mut conditions = Conditions::default();
+            let mut manager = ConditionSet::living(DEPENDENTS).manage(&mut conditions, now());
+            manager.init();
+            for (which, op) in ops {
+                match op {
+                    0 => manager.mark_true(ALL[which]),
+                    1 => manager.mark_unknown(ALL[which], "Waiting", ""),
+                    _ => manager.mark_false(ALL[which], "Broken", ""),
+                }
+            }
+            let expect = if DEPENDENTS.iter().any(|name| conditions.is_false(name)) {
+                ConditionStatus::False
+            } else if DEPENDENTS.iter().any(|name| conditions.is_unknown(name)) {
+                ConditionStatus::Unknown
+            } else {
+                ConditionStatus::True
+            };
+            assert_eq!(conditions.get(READY).map(|ready| ready.status), Some(expect));
+            assert!(conditions.is_sorted_by(|a, b| a.type_ < b.type_));
+        }
+    }
+
     #[test]
     fn settling_keeps_the_time_of_what_came_back() {
         let set = ConditionSet::living(&["A", "B"]);

@@ -30,7 +30,7 @@ const HEAD: usize = LONGEST - MD5_LENGTH;
 /// Lengths count bytes; Kubernetes names are ASCII.
 #[must_use]
 pub fn child(parent: &str, suffix: &str) -> String {
-    if parent.len() <= LONGEST.saturating_sub(suffix.len()) {
+    if parent.len() + suffix.len() <= LONGEST {
         return format!("{parent}{suffix}");
     }
     // A long suffix is hashed too; the parent alone, where the suffix can stand behind it in full.
@@ -108,6 +108,17 @@ mod tests {
             })
             .collect();
         golden::report("childname", cases.len(), &failures);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_child_is_a_label_long_at_most(parent in "[a-z0-9.-]{0,120}", suffix in "[a-z0-9-]{0,80}") {
+            let name = child(&parent, &suffix);
+            assert!(name.len() <= LONGEST, "{name}");
+            if parent.len() + suffix.len() <= LONGEST {
+                assert_eq!(name, format!("{parent}{suffix}"));
+            }
+        }
     }
 
     #[test]

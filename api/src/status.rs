@@ -114,7 +114,7 @@ pub trait Status: Clone + Default + PartialEq {
         self.conditions_mut().settle(read.conditions(), now);
     }
 
-    /// Whether the two differ in more than transition times; otherwise nothing needs to be written.
+    /// Whether the two differ in nothing but transition times; then nothing needs to be written.
     fn same_state(&self, other: &Self) -> bool {
         if !self.conditions().same_state(other.conditions()) {
             return false;

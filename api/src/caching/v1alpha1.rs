@@ -23,7 +23,7 @@ use crate::status::{conditioned, status};
     doc = "Image is a Knative abstraction that encapsulates the interface by which Knative components express a desire to have a particular image cached.",
     category = "knative-internal",
     category = "caching",
-    printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
     crates(
         kube_core = "kube_core",
         k8s_openapi = "k8s_openapi",

@@ -22,16 +22,8 @@ use crate::status::status;
     doc = "Metric represents a resource to configure the metric collector with.",
     category = "knative-internal",
     category = "autoscaling",
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].reason"
-    ),
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
     crates(
         kube_core = "kube_core",
         k8s_openapi = "k8s_openapi",

@@ -37,20 +37,12 @@ string_enum! {
     category = "knative-internal",
     category = "networking",
     label("app.kubernetes.io/component", "networking"),
-    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
-    printcolumn(name = "Activators", type_ = "integer", json_path = ".spec.numActivators"),
-    printcolumn(name = "ServiceName", type_ = "string", json_path = ".status.serviceName"),
-    printcolumn(name = "PrivateServiceName", type_ = "string", json_path = ".status.privateServiceName"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].reason"
-    ),
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#,
+    printcolumn = r#"{"name":"Activators","type":"integer","jsonPath":".spec.numActivators"}"#,
+    printcolumn = r#"{"name":"ServiceName","type":"string","jsonPath":".status.serviceName"}"#,
+    printcolumn = r#"{"name":"PrivateServiceName","type":"string","jsonPath":".status.privateServiceName"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
     crates(
         kube_core = "kube_core",
         k8s_openapi = "k8s_openapi",

@@ -1,6 +1,5 @@
 //! Service: a Configuration and a Route under one name.
 
-use k8s_openapi::api::core::v1 as core;
 use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,19 +27,11 @@ use crate::status::status;
     category = "serving",
     label("duck.knative.dev/addressable", "true"),
     label("duck.knative.dev/podspecable", "true"),
-    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
-    printcolumn(name = "LatestCreated", type_ = "string", json_path = ".status.latestCreatedRevisionName"),
-    printcolumn(name = "LatestReady", type_ = "string", json_path = ".status.latestReadyRevisionName"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].reason"
-    ),
+    printcolumn = r#"{"name":"URL","type":"string","jsonPath":".status.url"}"#,
+    printcolumn = r#"{"name":"LatestCreated","type":"string","jsonPath":".status.latestCreatedRevisionName"}"#,
+    printcolumn = r#"{"name":"LatestReady","type":"string","jsonPath":".status.latestReadyRevisionName"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
     crates(
         kube_core = "kube_core",
         k8s_openapi = "k8s_openapi",
@@ -79,14 +70,6 @@ status! {
         pub traffic: Vec<TrafficTarget>,
     }
     conditions: ConditionSet::living(&[ServiceStatus::CONFIGURATIONS_READY, ServiceStatus::ROUTES_READY])
-}
-
-impl ServiceSpec {
-    /// The pod of the template.
-    #[must_use]
-    pub fn pod_spec(&self) -> &core::PodSpec {
-        &self.template.spec.pod_spec
-    }
 }
 
 impl ServiceStatus {
