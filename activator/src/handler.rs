@@ -1,0 +1,215 @@
+//! One request through the activator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ember_dataplane::body::Body;
+use ember_dataplane::drain::Drain;
+use ember_dataplane::error::{ProxyError, http_error, respond, timed_out};
+use ember_dataplane::header;
+use ember_dataplane::pool::Pool;
+use ember_dataplane::probe;
+use ember_dataplane::proxy::{Failure, Outbound, Proxy};
+use ember_dataplane::server::{Conn, Handler};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatcher::Refused;
+use crate::link::Outbox;
+use crate::registry::Registry;
+use crate::revision::RevisionState;
+
+const TIMEOUT_TEXT: &str = "activator request timeout";
+const ACTIVATOR: HeaderValue = HeaderValue::from_static("activator");
+/// How often a request is repeated that a pod may have seen.
+const MOST_REPEATS: u32 = 3;
+
+/// The handler of one worker.
+#[derive(Debug)]
+pub(crate) struct Activation {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) proxy: Proxy,
+    pub(crate) cluster_domain: String,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) terminating: CancellationToken,
+}
+
+impl Activation {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        outbox: Arc<Outbox>,
+        pool: Pool,
+        drain: Drain,
+        config: &crate::config::Config,
+        terminating: CancellationToken,
+    ) -> Self {
+        Self {
+            registry,
+            outbox,
+            proxy: Proxy::new(pool, drain),
+            cluster_domain: config.cluster_domain.clone(),
+            connect_timeout: config.connect_timeout,
+            terminating,
+        }
+    }
+}
+
+/// Counts a request in its revision's report until dropped.
+struct Reported {
+    revision: Arc<RevisionState>,
+    outbox: Arc<Outbox>,
+}
+
+impl Reported {
+    fn enter(revision: &Arc<RevisionState>, outbox: &Arc<Outbox>) -> Self {
+        if revision.reporter.enter(outbox.now()) {
+            outbox.wake(&revision.key);
+        }
+        Self { revision: Arc::clone(revision), outbox: Arc::clone(outbox) }
+    }
+}
+
+impl Drop for Reported {
+    fn drop(&mut self) {
+        self.revision.reporter.leave(self.outbox.now());
+    }
+}
+
+impl Handler for Activation {
+    async fn handle(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
+        if let Some(answer) = self.probe(&mut request) {
+            return answer;
+        }
+        let (namespace, name) = self.target(&request);
+        let Some(revision) = self.registry.get(&namespace, &name) else { return not_found(&name) };
+        let reported = Reported::enter(&revision, &self.outbox);
+        let deadlines = revision.timeouts.start();
+        let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
+        match answer.await {
+            Ok(mut response) => {
+                response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
+                response
+            }
+            Err(expired) => {
+                tracing::debug!(revision = %revision.key, %expired, "a request was not answered in time");
+                timed_out(TIMEOUT_TEXT)
+            }
+        }
+    }
+}
+
+impl Activation {
+    /// Answers what concerns the activator itself.
+    fn probe(&self, request: &mut Request<Body>) -> Option<Response<Body>> {
+        let headers = request.headers_mut();
+        if probe::is_kubelet_probe(headers) {
+            return Some(if self.terminating.is_cancelled() {
+                http_error(StatusCode::INTERNAL_SERVER_ERROR, "received SIGTERM from kubelet")
+            } else if !self.outbox.is_connected() {
+                http_error(StatusCode::INTERNAL_SERVER_ERROR, "connection has not yet been established")
+            } else {
+                ember_dataplane::error::status(StatusCode::OK)
+            });
+        }
+        match probe::network_probe(headers) {
+            b"" => {
+                headers.remove(header::NETWORK_HASH);
+                None
+            }
+            b"probe" => Some(probe::echo(headers)),
+            b"activator" => Some(probe::success(probe::ACTIVATOR)),
+            other => {
+                let value = format!("{:?}", String::from_utf8_lossy(other));
+                let escaped = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                Some(http_error(StatusCode::BAD_REQUEST, &format!("unexpected probe header value: {escaped}")))
+            }
+        }
+    }
+
+    /// Namespace and name of the revision: from the headers, else from a host `name.namespace.svc.<cluster domain>`.
+    fn target(&self, request: &Request<Body>) -> (String, String) {
+        let text =
+            |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
+        if namespace.is_empty() || name.is_empty() {
+            let host = text(http::header::HOST);
+            let host = host.split(':').next().unwrap_or("");
+            let suffix = host.strip_suffix(&self.cluster_domain).and_then(|h| h.strip_suffix(".svc."));
+            if let Some((name, namespace)) = suffix.and_then(|h| h.split_once('.'))
+                && !namespace.contains('.')
+            {
+                return (namespace.to_owned(), name.to_owned());
+            }
+        }
+        (namespace.to_owned(), name.to_owned())
+    }
+
+    /// Waits for a pod and forwards. A request that may be repeated goes back to the head of the queue, and its pod
+    /// has to prove itself again.
+    async fn activate(
+        &self,
+        revision: &Arc<RevisionState>,
+        mut request: Request<Body>,
+        conn: &Arc<Conn>,
+        reported: Reported,
+    ) -> Response<Body> {
+        let headers = request.headers_mut();
+        if let Some(host) = headers.remove(http::header::HOST)
+            && !headers.contains_key(header::ORIGINAL_HOST)
+        {
+            headers.insert(header::ORIGINAL_HOST, host);
+        }
+        headers.insert(header::PROXY_REQUEST, ACTIVATOR);
+        headers.remove(header::REVISION);
+        headers.remove(header::NAMESPACE);
+        let mut outbound = match Outbound::new(request, conn) {
+            Ok(outbound) => outbound,
+            Err(error) => return respond(&error),
+        };
+        let (mut again, mut repeats) = (false, 0);
+        loop {
+            let grant = match revision.dispatcher.acquire(again).await {
+                Ok(grant) => grant,
+                Err(Refused::QueueFull) => {
+                    return http_error(StatusCode::SERVICE_UNAVAILABLE, &Refused::QueueFull.to_string());
+                }
+                Err(Refused::Closed) => return not_found(&revision.key.name),
+            };
+            // Each pod is a backend of its own: its address is the Host.
+            outbound.headers_mut().remove(http::header::HOST);
+            let connect_by = Instant::now() + self.connect_timeout;
+            match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
+                Ok(mut response) => {
+                    response.body_mut().attach((grant, reported));
+                    return response;
+                }
+                Err(failure) => {
+                    let seen = !matches!(failure, Failure::Unsent(..));
+                    let (intact, error) = failure.into_retry();
+                    tracing::debug!(revision = %revision.key, address = %grant.address(), %error, "a pod failed");
+                    if is_the_pods_fault(&error) {
+                        revision.doubt(grant.address());
+                    }
+                    repeats += u32::from(seen);
+                    match intact {
+                        Some(intact) if repeats <= MOST_REPEATS => outbound = intact,
+                        _ => return respond(&error),
+                    }
+                }
+            }
+            again = true;
+        }
+    }
+}
+
+/// Whether an error speaks against the pod: what breaks in the middle of an exchange may be the client's doing.
+fn is_the_pods_fault(error: &ProxyError) -> bool {
+    matches!(error, ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } | ProxyError::NoResponse(_))
+}
+
+fn not_found(name: &str) -> Response<Body> {
+    let text = format!("Error getting active endpoint: revision.serving.knative.dev {name:?} not found");
+    http_error(StatusCode::NOT_FOUND, &text)
+}

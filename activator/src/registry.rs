@@ -1,0 +1,153 @@
+//! All revisions the activator knows, kept by watches. Requests look revisions up in an immutable snapshot.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ember_api::serving::v1::Revision;
+use ember_api::{labels, names};
+use ember_reconcile::cache::{Cache, Change, Key};
+use k8s_openapi::api::core::v1::Endpoints;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::assignment::position;
+use crate::config::Config;
+use crate::revision::{Prober, RevisionState, ready_ips};
+
+/// By namespace, then name.
+type Revisions = HashMap<String, HashMap<String, Arc<RevisionState>>>;
+
+/// The known revisions.
+pub struct Registry {
+    config: Config,
+    prober: Prober,
+    revisions: Cache<Revision>,
+    endpoints: Cache<Endpoints>,
+    snapshot: ArcSwap<Revisions>,
+    /// One writer at a time.
+    writing: Mutex<()>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    pub(crate) fn new(config: Config, prober: Prober) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            prober,
+            revisions: Cache::new(),
+            endpoints: Cache::new(),
+            snapshot: ArcSwap::default(),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// The revision of that name.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RevisionState>> {
+        self.snapshot.load().get(namespace)?.get(name).cloned()
+    }
+
+    /// All revisions.
+    pub(crate) fn all(&self) -> Vec<Arc<RevisionState>> {
+        self.snapshot.load().values().flat_map(|names| names.values().cloned()).collect()
+    }
+
+    /// Waits until the first listings are in.
+    pub(crate) async fn synced(&self) {
+        tokio::join!(self.revisions.synced(), self.endpoints.synced());
+    }
+
+    /// Follows the API until `shutdown`.
+    pub(crate) async fn run(self: Arc<Self>, client: Client, shutdown: CancellationToken) {
+        self.revisions.on_change({
+            let registry = Arc::downgrade(&self);
+            move |change: &Change<Revision>| {
+                let Some(registry) = registry.upgrade() else { return };
+                match change {
+                    Change::Applied { new, .. } => registry.put(new),
+                    Change::Deleted(last) => registry.remove(&Key::of(&**last)),
+                }
+            }
+        });
+        self.endpoints.on_change({
+            let registry = Arc::downgrade(&self);
+            move |change: &Change<Endpoints>| {
+                let Some(registry) = registry.upgrade() else { return };
+                let object = change.object();
+                let Some(revision) = object.labels().get(labels::REVISION) else { return };
+                let Some(state) = registry.get(&object.namespace().unwrap_or_default(), revision) else { return };
+                let present = matches!(change, Change::Applied { .. });
+                registry.take_over(&state, object, present);
+            }
+        });
+        let selector = watcher::Config::default().labels(labels::SERVICE_TYPE);
+        tokio::join!(
+            self.revisions.run(Api::all(client.clone()), watcher::Config::default(), shutdown.clone()),
+            self.endpoints.run(Api::all(client), selector, shutdown),
+        );
+    }
+
+    fn take_over(&self, state: &Arc<RevisionState>, endpoints: &Endpoints, present: bool) {
+        match endpoints.labels().get(labels::SERVICE_TYPE).map(String::as_str) {
+            Some(labels::SERVICE_TYPE_PRIVATE) => state.set_endpoints(present.then_some(endpoints)),
+            Some(labels::SERVICE_TYPE_PUBLIC) if present => {
+                if let Some(position) = position(&self.config.pod_ip, ready_ips(endpoints, state.port_name)) {
+                    state.set_position(position);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&self, revision: &Revision) {
+        let key = Key::of(revision);
+        let uid = revision.metadata.uid.as_deref().unwrap_or_default();
+        let known = self.get(&key.namespace, &key.name);
+        // A revision's spec does not change: only another object of the same name makes a difference.
+        if known.as_ref().is_some_and(|state| state.uid == uid) {
+            return;
+        }
+        let state = Arc::new(RevisionState::new(revision, &self.config, self.prober.clone()));
+        self.edit(|revisions| {
+            revisions.entry(key.namespace.clone()).or_default().insert(key.name.clone(), Arc::clone(&state));
+        });
+        if let Some(known) = known {
+            known.close();
+        }
+        // Endpoints may have come before their revision.
+        let service = names::pod_autoscaler(&key.name);
+        for name in [names::private_service(&service), service] {
+            if let Some(endpoints) = self.endpoints.get(&key.namespace, &name) {
+                self.take_over(&state, &endpoints, true);
+            }
+        }
+    }
+
+    fn remove(&self, key: &Key) {
+        let known = self.get(&key.namespace, &key.name);
+        self.edit(|revisions| {
+            if let Some(names) = revisions.get_mut(&key.namespace) {
+                names.remove(&key.name);
+            }
+        });
+        if let Some(known) = known {
+            known.close();
+        }
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Revisions)) {
+        let _one_at_a_time = self.writing.lock();
+        let mut next = Revisions::clone(&self.snapshot.load());
+        change(&mut next);
+        self.snapshot.store(Arc::new(next));
+    }
+}

@@ -1,0 +1,239 @@
+//! The activator's view of one revision: its settings, its pods, its queue and its report.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ember_api::serving::v1::Revision;
+use ember_dataplane::address::Address;
+use ember_dataplane::probe;
+use ember_dataplane::proxy::Proxy;
+use ember_dataplane::timeout::Timeouts;
+use ember_reconcile::cache::Key;
+use k8s_openapi::api::core::v1::Endpoints;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::assignment::{Position, assigned};
+use crate::config::Config;
+use crate::dispatcher::Dispatcher;
+use crate::pod_set::PodSet;
+use crate::reporter::Reporter;
+
+/// What probing needs; lives on the control runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct Prober {
+    pub(crate) runtime: Handle,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    pub(crate) proxy: Proxy,
+    pub(crate) timeout: Duration,
+    pub(crate) first_pause: Duration,
+    pub(crate) longest_pause: Duration,
+}
+
+#[derive(Debug)]
+struct Pods {
+    set: PodSet,
+    probes: HashMap<Address, CancellationToken>,
+    position: Option<Position>,
+}
+
+/// One revision.
+#[derive(Debug)]
+pub struct RevisionState {
+    /// Namespace and name.
+    pub key: Key,
+    /// The uid it was made for.
+    pub uid: String,
+    /// The revision's timeouts; they run while a request waits, too.
+    pub timeouts: Timeouts,
+    /// The queue in front of the pods.
+    pub dispatcher: Dispatcher,
+    /// What the autoscaler is told.
+    pub reporter: Reporter,
+    /// The name of the data port: `http` or `http2`.
+    pub port_name: &'static str,
+    pods: Mutex<Pods>,
+    prober: Prober,
+}
+
+impl RevisionState {
+    pub(crate) fn new(revision: &Revision, config: &Config, prober: Prober) -> Self {
+        let spec = &revision.spec;
+        let limit = u32::try_from(spec.container_concurrency.unwrap_or(0)).unwrap_or(0);
+        Self {
+            key: Key::of(revision),
+            uid: revision.metadata.uid.clone().unwrap_or_default(),
+            timeouts: timeouts(revision),
+            dispatcher: Dispatcher::new(limit, config.queue_depth),
+            reporter: Reporter::default(),
+            port_name: port_name(revision),
+            pods: Mutex::new(Pods {
+                set: PodSet::new(usable_before_ready(revision)),
+                probes: HashMap::new(),
+                position: None,
+            }),
+            prober,
+        }
+    }
+
+    /// Takes over the private Endpoints; `None` when they are gone.
+    pub(crate) fn set_endpoints(self: &Arc<Self>, endpoints: Option<&Endpoints>) {
+        let (ready, not_ready) = endpoints.map(|e| addresses(e, self.port_name)).unwrap_or_default();
+        let mut pods = self.pods.lock();
+        let probes = pods.set.update(&ready, &not_ready);
+        for address in probes.stop {
+            if let Some(token) = pods.probes.remove(&address) {
+                token.cancel();
+            }
+        }
+        for address in probes.start {
+            self.probe(&mut pods, address);
+        }
+        self.publish(&pods);
+    }
+
+    /// Takes over this activator's place among those that serve the revision.
+    pub(crate) fn set_position(&self, position: Position) {
+        let mut pods = self.pods.lock();
+        if pods.position != Some(position) {
+            pods.position = Some(position);
+            self.publish(&pods);
+        }
+    }
+
+    /// A request could not be delivered to a pod: it is not used again until it answers a probe.
+    pub fn doubt(self: &Arc<Self>, address: &Address) {
+        let mut pods = self.pods.lock();
+        if pods.set.doubted(address) {
+            self.probe(&mut pods, address.clone());
+        }
+        self.publish(&pods);
+    }
+
+    /// The revision is gone.
+    pub(crate) fn close(&self) {
+        for (_, token) in self.pods.lock().probes.drain() {
+            token.cancel();
+        }
+        self.dispatcher.close();
+    }
+
+    fn publish(&self, pods: &Pods) {
+        let usable = pods.set.usable();
+        // Without a limit there are no places to share out.
+        let position = pods.position.filter(|_| self.dispatcher.limit() > 0);
+        self.dispatcher.set_pods(&assigned(&usable, position));
+    }
+
+    fn probe(self: &Arc<Self>, pods: &mut Pods, address: Address) {
+        let token = self.prober.stop.child_token();
+        if let Some(before) = pods.probes.insert(address.clone(), token.clone()) {
+            before.cancel();
+        }
+        let state = Arc::clone(self);
+        let probing = async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = state.probe_until_ready(&address) => {
+                    let mut pods = state.pods.lock();
+                    // Cancelled meanwhile: what was learnt concerns a pod that is gone.
+                    if !token.is_cancelled() {
+                        pods.probes.remove(&address);
+                        if pods.set.proven(&address) {
+                            state.publish(&pods);
+                        }
+                    }
+                }
+            }
+        };
+        self.prober.tasks.spawn_on(probing, &self.prober.runtime);
+    }
+
+    async fn probe_until_ready(&self, address: &Address) {
+        let mut pause = self.prober.first_pause;
+        loop {
+            let found = probe::queue(&self.prober.proxy, address, &[], self.prober.timeout).await;
+            if found.is_ready() {
+                return;
+            }
+            tracing::trace!(revision = %self.key, %address, ?found, "not ready yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(self.prober.longest_pause);
+        }
+    }
+}
+
+fn timeouts(revision: &Revision) -> Timeouts {
+    let seconds = |value: Option<i64>| {
+        value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).map(Duration::from_secs)
+    };
+    let spec = &revision.spec;
+    Timeouts {
+        total: seconds(spec.timeout_seconds),
+        response_start: seconds(spec.response_start_timeout_seconds),
+        idle: seconds(spec.idle_timeout_seconds),
+    }
+}
+
+/// The revision's protocol is told by the name of its container's port.
+fn port_name(revision: &Revision) -> &'static str {
+    let ports = revision.spec.pod_spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
+    let mut names = ports.filter_map(|port| port.name.as_deref());
+    let h2c = names.any(|name| name == "h2c" || name.starts_with("h2c-"));
+    if h2c { ember_dataplane::port::NAME_HTTP2 } else { ember_dataplane::port::NAME_HTTP1 }
+}
+
+/// Probes that only the kubelet runs make its word count.
+fn usable_before_ready(revision: &Revision) -> bool {
+    let containers = &revision.spec.pod_spec.containers;
+    let exec = containers.iter().filter(|c| c.ports.as_ref().is_some_and(|ports| !ports.is_empty()) || containers.len() == 1);
+    let exec_readiness = exec.filter_map(|c| c.readiness_probe.as_ref()).any(|probe| probe.exec.is_some());
+    !exec_readiness && containers.iter().all(|c| c.startup_probe.is_none())
+}
+
+/// Ready and not ready addresses on the port of that name.
+fn addresses(endpoints: &Endpoints, port_name: &str) -> (Vec<Address>, Vec<Address>) {
+    let (mut ready, mut not_ready) = (Vec::new(), Vec::new());
+    for subset in endpoints.subsets.iter().flatten() {
+        let port = subset.ports.iter().flatten().find(|port| port.name.as_deref() == Some(port_name));
+        let Some(port) = port.and_then(|port| u16::try_from(port.port).ok()) else { continue };
+        ready.extend(subset.addresses.iter().flatten().map(|a| Address::new(&a.ip, port)));
+        not_ready.extend(subset.not_ready_addresses.iter().flatten().map(|a| Address::new(&a.ip, port)));
+    }
+    (ready, not_ready)
+}
+
+/// The ready IPs on the port of that name: who answers for the revision's public Service.
+pub(crate) fn ready_ips(endpoints: &Endpoints, port_name: &str) -> Vec<String> {
+    addresses(endpoints, port_name).0.iter().map(|address| address.host().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn revision(spec: serde_json::Value) -> Revision {
+        serde_json::from_value(json!({"apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+            "metadata": {"name": "r", "namespace": "n"}, "spec": spec}))
+        .unwrap()
+    }
+
+    #[test]
+    fn settings_of_a_revision() {
+        let plain = revision(json!({"timeoutSeconds": 300, "idleTimeoutSeconds": 0,
+            "containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 0}}}]}));
+        assert_eq!(timeouts(&plain).total, Some(Duration::from_secs(300)));
+        assert_eq!(timeouts(&plain).idle, None);
+        assert_eq!(port_name(&plain), "http");
+        assert!(usable_before_ready(&plain));
+        let special = revision(json!({"containers": [{"name": "c", "ports": [{"name": "h2c", "containerPort": 80}],
+            "readinessProbe": {"exec": {"command": ["x"]}}}]}));
+        assert_eq!(port_name(&special), "http2");
+        assert!(!usable_before_ready(&special));
+    }
+}
