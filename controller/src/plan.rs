@@ -1,0 +1,232 @@
+//! What a reconciler decides, and the one way it is carried out.
+//!
+//! A plan is data: writes in order, each with the event that follows its success and with what its failure means for
+//! the object's status, and then the status that the object has when all went well. Deciding is pure; only
+//! [`Context::carry_out`] writes.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use ember_api::status::{Conditioned, Status};
+use ember_reconcile::apply::{Action, Verb};
+use ember_reconcile::cache::Cache;
+use ember_reconcile::event::{EventRecorder, EventType};
+use ember_reconcile::queue::Next;
+use jiff::Timestamp;
+use kube::core::Resource;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::context::Context;
+
+/// Text of an event on the reconciled object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EventText {
+    pub(crate) kind: EventType,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl EventText {
+    pub(crate) fn normal(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind: EventType::Normal, reason, message: message.into() }
+    }
+
+    pub(crate) fn warning(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind: EventType::Warning, reason, message: message.into() }
+    }
+}
+
+/// What a failed write means.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure<K> {
+    /// Reason and beginning of the message of a Warning event; the API's words follow.
+    pub(crate) event: Option<(&'static str, String)>,
+    /// Beginning of the reconcile's error; the API's words follow.
+    pub(crate) error: String,
+    /// The object as it stands when this write fails; `None` leaves its status alone.
+    pub(crate) object: Option<K>,
+    /// Puts the API's words into the status.
+    pub(crate) explain: Option<fn(&mut K, &str, Timestamp)>,
+    /// The failure is logged and the plan goes on.
+    pub(crate) tolerated: bool,
+}
+
+impl<K> Failure<K> {
+    /// A failure that ends the reconcile with `error: <what the API said>`.
+    pub(crate) fn error(error: impl Into<String>, object: K) -> Self {
+        Self { event: None, error: error.into(), object: Some(object), explain: None, tolerated: false }
+    }
+
+    /// A failure that also is reported by a Warning event `message: <what the API said>`.
+    pub(crate) fn with_event(mut self, reason: &'static str, message: impl Into<String>) -> Self {
+        self.event = Some((reason, message.into()));
+        self
+    }
+
+    /// Ends the reconcile and leaves the status of kinds that have none alone.
+    pub(crate) fn without_status(error: impl Into<String>) -> Self {
+        Self { event: None, error: error.into(), object: None, explain: None, tolerated: false }
+    }
+
+    /// A failure that does not end the reconcile.
+    pub(crate) fn tolerated(mut self) -> Self {
+        self.tolerated = true;
+        self
+    }
+}
+
+/// One write of a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct Step<K> {
+    pub(crate) action: Action,
+    pub(crate) done: Option<EventText>,
+    pub(crate) failed: Failure<K>,
+}
+
+/// What is to be done about one object of kind `K`.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan<K> {
+    pub(crate) steps: Vec<Step<K>>,
+    /// Events without a write.
+    pub(crate) events: Vec<EventText>,
+    /// The object with its new status; `None` for reconcilers that write no status.
+    pub(crate) object: Option<K>,
+    /// Why the reconcile has to be tried again.
+    pub(crate) error: Option<String>,
+    /// When to look again even if nothing changes.
+    pub(crate) requeue_after: Option<Duration>,
+}
+
+impl<K> Default for Plan<K> {
+    fn default() -> Self {
+        Self { steps: Vec::new(), events: Vec::new(), object: None, error: None, requeue_after: None }
+    }
+}
+
+impl<K> Plan<K> {
+    pub(crate) fn step(&mut self, action: Action, done: Option<EventText>, failed: Failure<K>) {
+        self.steps.push(Step { action, done, failed });
+    }
+}
+
+/// Why a reconcile has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The cache was behind the API: not worth an event.
+    #[error("{0}")]
+    Outdated(String),
+    /// Anything else, as the InternalError event says it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The object at the start of its reconcile: missing conditions added, `Ready` unknown if the generation is new.
+pub(crate) fn begin<K: Conditioned + Clone>(original: &K, now: Timestamp) -> K {
+    let mut object = original.clone();
+    let generation = object.generation();
+    object.status_mut_or_default().begin_reconcile(generation, now);
+    object
+}
+
+/// Ends the reconcile of `object`: its generation counts as observed. The action that writes the status, if anything
+/// but times is new in it.
+pub(crate) fn status_action<K>(original: &K, object: &mut K, now: Timestamp) -> Option<Action>
+where
+    K: Conditioned + Resource<DynamicType = ()> + Serialize,
+{
+    let generation = object.generation();
+    let nothing = K::Status::default();
+    let read = original.status_ref().unwrap_or(&nothing);
+    object.status_mut_or_default().end_reconcile(read, generation, now);
+    let same = object.status_ref().is_some_and(|status| status.same_state(read));
+    (!same).then(|| Action::update_status(object))
+}
+
+impl Context {
+    /// Carries out a plan made for `original`, which `cache` holds.
+    pub(crate) async fn carry_out<K>(
+        &self,
+        original: &K,
+        plan: Plan<K>,
+        cache: &Cache<K>,
+        events: &EventRecorder,
+        now: Timestamp,
+    ) -> Result<Next, Error>
+    where
+        K: Conditioned + Resource<DynamicType = ()> + Serialize + DeserializeOwned,
+        K: Clone + Debug + Send + Sync + 'static,
+    {
+        let record = |event: &EventText| events.record(original, event.kind, event.reason, &event.message, now);
+        let mut object = plan.object;
+        let mut error = plan.error.map(Error::Failed);
+        let mut versions: HashMap<(String, String), Value> = HashMap::new();
+        for step in plan.steps {
+            let mut action = step.action;
+            let target = (action.resource.plural.to_string(), action.name.clone());
+            // An object that this plan created can be updated by it, too.
+            if let Verb::Update(value) = &mut action.verb
+                && value["metadata"].get("resourceVersion").is_none()
+                && let Some(version) = versions.get(&target)
+            {
+                value["metadata"]["resourceVersion"] = version.clone();
+            }
+            match self.write(&action).await {
+                Ok(stored) => {
+                    if let Some(version) = stored.pointer("/metadata/resourceVersion") {
+                        versions.insert(target, version.clone());
+                    }
+                    if let Some(event) = &step.done {
+                        record(event);
+                    }
+                }
+                Err(failure) => {
+                    let words = failure.api_message();
+                    let failed = step.failed;
+                    if failed.tolerated {
+                        tracing::warn!(%action, error = words, "a write failed");
+                        continue;
+                    }
+                    if let Some((reason, message)) = failed.event {
+                        record(&EventText::warning(reason, format!("{message}: {words}")));
+                    }
+                    let text = format!("{}: {words}", failed.error);
+                    error = Some(if failure.is_conflict() { Error::Outdated(text) } else { Error::Failed(text) });
+                    object = failed.object;
+                    if let (Some(object), Some(explain)) = (&mut object, failed.explain) {
+                        explain(object, &words, now);
+                    }
+                    break;
+                }
+            }
+        }
+        for event in &plan.events {
+            record(event);
+        }
+        if let Some(action) = object.as_mut().and_then(|new| status_action(original, new, now))
+            && let Err(failure) = self.applier.execute_into(&action, cache).await
+        {
+            // A conflict comes back with the newer object; the plan is made anew then.
+            let text = failure.api_message();
+            if failure.is_conflict() {
+                return Err(Error::Outdated(text));
+            }
+            if !failure.is_not_found() {
+                let name = original.meta().name.as_deref().unwrap_or_default();
+                record(&EventText::warning("UpdateFailed", format!("Failed to update status for {name:?}: {text}")));
+                return Err(Error::Failed(text));
+            }
+        }
+        match error {
+            None => Ok(plan.requeue_after.map_or(Next::Wait, Next::After)),
+            Some(error) => {
+                if let Error::Failed(text) = &error {
+                    record(&EventText::warning("InternalError", text.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Placeholder Services: one for each target of a Route, so that its name resolves within the cluster.
+
+use ember_api::labels;
+use ember_api::networking::v1alpha1::{Ingress, LoadBalancerIngressStatus};
+use ember_api::serving::v1::Route;
+use ember_reconcile::apply::{Action, semantically_equal};
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort, ServiceSpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::metadata::{self, label};
+use crate::owner::controller_ref;
+use crate::route::domains::{self, DomainNameError};
+use crate::route::RouteConfigs;
+
+const PORT: i32 = 80;
+const H2C_PORT_NAME: &str = "http2";
+const HTTP_PORT_NAME: &str = "http";
+const H2C_APP_PROTOCOL: &str = "kubernetes.io/h2c";
+const HEADLESS: &str = "None";
+
+/// The Service of the target `tag` as long as no gateway is known: an alias of the target's host.
+pub(crate) fn initial(configs: &RouteConfigs<'_>, route: &Route, tag: &str) -> Result<Service, DomainNameError> {
+    let name = domains::hostname(configs, route.metadata.name.as_deref().unwrap_or_default(), tag)?;
+    let host = domains::host_by_labels(configs, route, &name, &metadata::labels(&route.metadata))?;
+    Ok(Service {
+        metadata: meta(route, name),
+        spec: Some(ServiceSpec {
+            session_affinity: Some("None".to_owned()),
+            ..alias(host)
+        }),
+        status: None,
+    })
+}
+
+fn meta(route: &Route, name: String) -> ObjectMeta {
+    let mut labels = metadata::labels(&route.metadata);
+    // People hide a single target by this label on its Service.
+    labels.remove(labels::VISIBILITY);
+    labels.insert(labels::ROUTE.to_owned(), route.metadata.name.clone().unwrap_or_default());
+    ObjectMeta {
+        name: Some(name),
+        namespace: route.metadata.namespace.clone(),
+        labels: Some(labels),
+        annotations: Some(metadata::annotations(&route.metadata)),
+        owner_references: Some(vec![controller_ref(route)]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn port(name: &str, app_protocol: Option<&str>) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        app_protocol: app_protocol.map(str::to_owned),
+        port: PORT,
+        target_port: Some(IntOrString::Int(PORT)),
+        ..ServicePort::default()
+    }
+}
+
+fn alias(host: String) -> ServiceSpec {
+    ServiceSpec {
+        type_: Some("ExternalName".to_owned()),
+        external_name: Some(host),
+        ports: Some(vec![port(H2C_PORT_NAME, Some(H2C_APP_PROTOCOL))]),
+        ..ServiceSpec::default()
+    }
+}
+
+/// The spec and Endpoints that lead the placeholder `existing` to the gateway; `None` while there is not exactly one
+/// entry point to lead to.
+fn towards_gateway(existing: &Service, ingress: &Ingress) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
+    let status = ingress.status.as_ref()?;
+    let hidden = label(&existing.metadata, labels::VISIBILITY) == Some(labels::VISIBILITY_CLUSTER_LOCAL);
+    // Placeholders serve callers within the cluster: the private gateway wherever there is one.
+    let balancer = if hidden || status.private_load_balancer.is_some() {
+        status.private_load_balancer.as_ref()
+    } else {
+        status.public_load_balancer.as_ref()
+    };
+    let [entry] = balancer?.ingress.as_slice() else { return None };
+    spec_towards(entry)
+}
+
+fn spec_towards(entry: &LoadBalancerIngressStatus) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
+    if !entry.domain_internal.is_empty() {
+        let spec = ServiceSpec {
+            session_affinity: Some("None".to_owned()),
+            ..alias(entry.domain_internal.clone())
+        };
+        return Some((spec, None));
+    }
+    if !entry.domain.is_empty() {
+        return Some((alias(entry.domain.clone()), None));
+    }
+    if !entry.ip.is_empty() {
+        let spec = ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            cluster_ip: Some(HEADLESS.to_owned()),
+            ports: Some(vec![port(H2C_PORT_NAME, Some(H2C_APP_PROTOCOL))]),
+            ..ServiceSpec::default()
+        };
+        let subset = EndpointSubset {
+            addresses: Some(vec![EndpointAddress { ip: entry.ip.clone(), ..EndpointAddress::default() }]),
+            ports: Some(vec![EndpointPort {
+                name: Some(H2C_PORT_NAME.to_owned()),
+                port: PORT,
+                app_protocol: Some(H2C_APP_PROTOCOL.to_owned()),
+                ..EndpointPort::default()
+            }]),
+            ..EndpointSubset::default()
+        };
+        return Some((spec, Some(vec![subset])));
+    }
+    entry.mesh_only.then(|| {
+        let spec = ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            ports: Some(vec![port(HTTP_PORT_NAME, None)]),
+            ..ServiceSpec::default()
+        };
+        (spec, None)
+    })
+}
+
+/// The writes that lead a placeholder to the Ingress's gateway, in order. `service` is what exists by then.
+pub(crate) fn updates(
+    route: &Route,
+    service: &Service,
+    endpoints: Option<&Endpoints>,
+    ingress: &Ingress,
+) -> Vec<Action> {
+    let Some((spec, subsets)) = towards_gateway(service, ingress) else { return Vec::new() };
+    let mut actions = Vec::new();
+    let desired = meta(route, service.metadata.name.clone().unwrap_or_default());
+    update_service(service, spec, &desired, &mut actions);
+    update_endpoints(endpoints, subsets, desired, &mut actions);
+    actions
+}
+
+fn update_service(service: &Service, spec: ServiceSpec, desired: &ObjectMeta, actions: &mut Vec<Action>) {
+    let existing = service.spec.clone().unwrap_or_default();
+    let is_alias = |spec: &ServiceSpec| spec.type_.as_deref() == Some("ExternalName");
+    let can_update = is_alias(&existing)
+        || (!is_alias(&spec) && (spec.cluster_ip.is_none() || spec.cluster_ip == existing.cluster_ip));
+    if !can_update {
+        actions.push(Action::delete(service));
+        actions.push(Action::create(&Service { metadata: desired.clone(), spec: Some(spec), status: None }));
+        return;
+    }
+    let mut updated = service.clone();
+    merge(&mut updated.metadata, desired);
+    let unchanged = metadata::same_maps(&updated.metadata, &service.metadata)
+        && existing.type_ == spec.type_
+        && contains(&existing, &spec);
+    if unchanged {
+        return;
+    }
+    let mut spec = spec;
+    if !is_alias(&existing) {
+        // What the API assigned cannot be changed or left out.
+        spec.cluster_ip = spec.cluster_ip.or(existing.cluster_ip);
+        spec.cluster_ips = existing.cluster_ips;
+        spec.ip_families = existing.ip_families;
+        spec.ip_family_policy = existing.ip_family_policy;
+    }
+    updated.spec = Some(spec);
+    actions.push(Action::update(&updated));
+}
+
+fn update_endpoints(
+    existing: Option<&Endpoints>,
+    subsets: Option<Vec<EndpointSubset>>,
+    desired: ObjectMeta,
+    actions: &mut Vec<Action>,
+) {
+    match (existing, subsets) {
+        (None, None) => {}
+        (Some(existing), None) => actions.push(Action::delete(existing)),
+        (None, Some(subsets)) => {
+            actions.push(Action::create(&Endpoints { metadata: desired, subsets: Some(subsets) }));
+        }
+        (Some(existing), Some(subsets)) => {
+            let mut updated = existing.clone();
+            merge(&mut updated.metadata, &desired);
+            let current = existing.subsets.as_deref().unwrap_or_default();
+            let same = current.len() == subsets.len() && contains(&current, &subsets);
+            if !same || !metadata::same_maps(&updated.metadata, &existing.metadata) {
+                updated.subsets = Some(subsets);
+                actions.push(Action::update(&updated));
+            }
+        }
+    }
+}
+
+/// Labels and annotations are added, never taken away.
+fn merge(meta: &mut ObjectMeta, desired: &ObjectMeta) {
+    meta.labels.get_or_insert_default().extend(desired.labels.clone().unwrap_or_default());
+    meta.annotations.get_or_insert_default().extend(desired.annotations.clone().unwrap_or_default());
+}
+
+/// Whether everything that is desired is there; what the API filled in beside it does not count.
+fn contains(existing: &impl Serialize, desired: &impl Serialize) -> bool {
+    fn within(desired: &Value, existing: &Value) -> bool {
+        match (desired, existing) {
+            (Value::Object(desired), Value::Object(existing)) => desired
+                .iter()
+                .all(|(key, value)| within(value, existing.get(key).unwrap_or(&Value::Null))),
+            (Value::Array(desired), Value::Array(existing)) => {
+                desired.len() == existing.len() && desired.iter().zip(existing).all(|(d, e)| within(d, e))
+            }
+            _ => semantically_equal(desired, existing),
+        }
+    }
+    match (serde_json::to_value(desired), serde_json::to_value(existing)) {
+        (Ok(desired), Ok(existing)) => within(&desired, &existing),
+        _ => false,
+    }
+}

@@ -1,0 +1,211 @@
+//! What is to be done about a Service.
+
+use std::sync::Arc;
+
+use ember_api::serving::v1::{
+    Configuration, Revision, Route, Service, ServiceStatus, TrafficTarget,
+};
+use ember_api::status::{Conditioned, Status};
+use ember_api::labels;
+use ember_reconcile::apply::Action;
+use jiff::Timestamp;
+
+use super::children;
+use crate::metadata::{label, same, same_maps};
+use crate::owner::is_controlled_by;
+use crate::plan::{EventText, Failure, Plan, begin};
+
+const OUT_OF_DATE: &str = "OutOfDate";
+const NOT_OWNED: &str = "NotOwned";
+
+/// What a plan for a Service is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    pub(crate) service: Arc<Service>,
+    /// The Configuration of the Service's name.
+    pub(crate) configuration: Option<Arc<Configuration>>,
+    /// The Route of the Service's name.
+    pub(crate) route: Option<Arc<Route>>,
+    /// The Revision of the name that the template asks for, if it asks for one.
+    pub(crate) named_revision: Option<Arc<Revision>>,
+}
+
+/// Decides what to do about a Service.
+pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan<Service> {
+    let mut plan = Plan::default();
+    if observed.service.metadata.deletion_timestamp.is_some() {
+        return plan;
+    }
+    let mut service = begin(&*observed.service, now);
+    plan.error = reconcile(observed, &mut service, &mut plan, now).err();
+    plan.object = Some(service);
+    plan
+}
+
+fn reconcile(
+    observed: &Observed,
+    service: &mut Service,
+    plan: &mut Plan<Service>,
+    now: Timestamp,
+) -> Result<(), String> {
+    let name = service.metadata.name.clone().unwrap_or_default();
+    let byo_name = service.spec.template.metadata.name.clone().unwrap_or_default();
+
+    let configuration = match &observed.configuration {
+        None => {
+            let desired = children::configuration(service, None);
+            plan.step(
+                Action::create(&desired),
+                Some(EventText::normal("Created", format!("Created Configuration {name:?}"))),
+                Failure::error("failed to create Configuration", service.clone())
+                    .with_event("CreationFailed", format!("Failed to create Configuration {name:?}")),
+            );
+            None
+        }
+        Some(existing) if !is_controlled_by(&existing.metadata, service) => {
+            let message = format!("There is an existing Configuration {name:?} that we do not own.");
+            let status = service.status_mut_or_default();
+            status.manage(now).mark_false(ServiceStatus::CONFIGURATIONS_READY, NOT_OWNED, &message);
+            return Err(format!("service: {name:?} does not own configuration: {name:?}"));
+        }
+        Some(existing) => {
+            let desired = children::configuration(service, Some(existing));
+            let same_spec = same(&existing.spec, &desired.spec);
+            if !same_spec || !same_maps(&existing.metadata, &desired.metadata) {
+                let mut updated = Configuration::clone(existing);
+                updated.spec = desired.spec;
+                updated.metadata.labels = desired.metadata.labels;
+                updated.metadata.annotations = desired.metadata.annotations;
+                plan.step(
+                    Action::update(&updated),
+                    None,
+                    Failure::error("failed to reconcile Configuration", service.clone()),
+                );
+            }
+            // A changed spec is a generation that nobody has observed yet.
+            same_spec.then_some(existing).filter(|c| c.current_status().is_some())
+        }
+    };
+
+    let status = service.status_mut_or_default();
+    match configuration {
+        None => {
+            status.manage(now).mark_unknown(
+                ServiceStatus::CONFIGURATIONS_READY,
+                OUT_OF_DATE,
+                "The Configuration is still working to reflect the latest desired specification.",
+            );
+            // The Route must not point to a name before it is known to be ours.
+            if !byo_name.is_empty() {
+                return Ok(());
+            }
+        }
+        Some(configuration) => {
+            if let Some(from) = &configuration.status {
+                status.latest_created_revision_name.clone_from(&from.latest_created_revision_name);
+                status.latest_ready_revision_name.clone_from(&from.latest_ready_revision_name);
+            }
+            if let Some(ready) = configuration.ready_condition() {
+                status.manage(now).mirror(ServiceStatus::CONFIGURATIONS_READY, ready);
+            }
+            if is_name_taken(&byo_name, configuration, observed.named_revision.as_deref()) {
+                let message = format!(
+                    "The revision name {byo_name:?} is taken by a conflicting Revision, so traffic will not be migrated"
+                );
+                status.manage(now).mark_false(ServiceStatus::ROUTES_READY, "RevisionNameTaken", &message);
+                return Ok(());
+            }
+        }
+    }
+
+    let route = match &observed.route {
+        None => {
+            let desired = children::route(service);
+            plan.step(
+                Action::create(&desired),
+                Some(EventText::normal("Created", format!("Created Route {name:?}"))),
+                Failure::error("failed to create Route", service.clone())
+                    .with_event("CreationFailed", format!("Failed to create Route {name:?}")),
+            );
+            None
+        }
+        Some(existing) if !is_controlled_by(&existing.metadata, service) => {
+            let message = format!("There is an existing Route {name:?} that we do not own.");
+            let status = service.status_mut_or_default();
+            status.manage(now).mark_false(ServiceStatus::ROUTES_READY, NOT_OWNED, &message);
+            return Err(format!("service: {name:?} does not own route: {name:?}"));
+        }
+        Some(existing) => {
+            let desired = children::route(service);
+            let same_spec = same(&existing.spec, &desired.spec);
+            if !same_spec || !same_maps(&existing.metadata, &desired.metadata) {
+                let mut updated = Route::clone(existing);
+                updated.spec = desired.spec;
+                updated.metadata.labels = desired.metadata.labels;
+                updated.metadata.annotations = desired.metadata.annotations;
+                plan.step(
+                    Action::update(&updated),
+                    None,
+                    Failure::error("failed to reconcile Route", service.clone()),
+                );
+            }
+            same_spec.then_some(existing).filter(|r| r.current_status().is_some())
+        }
+    };
+
+    let status = service.status_mut_or_default();
+    let Some(route) = route else {
+        status.manage(now).mark_unknown(
+            ServiceStatus::ROUTES_READY,
+            OUT_OF_DATE,
+            "The Route is still working to reflect the latest desired specification.",
+        );
+        return Ok(());
+    };
+    if let Some(from) = &route.status {
+        status.url.clone_from(&from.url);
+        status.address.clone_from(&from.address);
+        status.traffic.clone_from(&from.traffic);
+    }
+    if let Some(ready) = route.ready_condition() {
+        status.manage(now).mirror(ServiceStatus::ROUTES_READY, ready);
+    }
+    let latest = observed.configuration.as_ref().and_then(|c| c.status.as_ref());
+    let latest = latest.map_or("", |s| s.latest_ready_revision_name.as_str());
+    if status.conditions.is_true(ServiceStatus::ROUTES_READY) && !is_migrated(route, &name, latest) {
+        status.manage(now).mark_unknown(
+            ServiceStatus::ROUTES_READY,
+            "TrafficNotMigrated",
+            "Traffic is not yet migrated to the latest revision.",
+        );
+    }
+    Ok(())
+}
+
+/// Whether the name that the template asks for belongs to another Revision than the one the template makes.
+fn is_name_taken(name: &str, configuration: &Configuration, revision: Option<&Revision>) -> bool {
+    let Some(revision) = revision.filter(|_| !name.is_empty()) else { return false };
+    let generation = configuration.generation().to_string();
+    let ours = is_controlled_by(&revision.metadata, configuration)
+        && (label(&revision.metadata, labels::CONFIGURATION_GENERATION) == Some(generation.as_str())
+            || same(&revision.spec, &configuration.spec.template.spec));
+    !ours
+}
+
+/// Whether the Route's traffic goes where its spec says, its Configuration's latest ready Revision being `latest`.
+fn is_migrated(route: &Route, configuration: &str, latest: &str) -> bool {
+    let assigned = route.status.as_ref().map_or(&[][..], |s| s.traffic.as_slice());
+    let same_target = |wanted: &TrafficTarget, got: &TrafficTarget| {
+        let (revision, other) = if wanted.configuration_name == configuration {
+            (latest, "")
+        } else {
+            (wanted.revision_name.as_str(), wanted.configuration_name.as_str())
+        };
+        revision == got.revision_name
+            && other == got.configuration_name
+            && wanted.tag == got.tag
+            && wanted.percent.unwrap_or(0) == got.percent.unwrap_or(0)
+    };
+    route.spec.traffic.len() == assigned.len()
+        && route.spec.traffic.iter().zip(assigned).all(|(wanted, got)| same_target(wanted, got))
+}
