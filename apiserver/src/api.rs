@@ -1,0 +1,609 @@
+//! Requests in, answers out: routing, and the forms of answers. What the verbs do is in [`crate::verbs`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::body::Body;
+use crate::decode::FieldValidation;
+use crate::kinds::Kinds;
+use crate::logs::{LogError, LogOptions, PodLogs};
+use crate::object::{self, Object};
+use crate::openapi::OpenApi;
+use crate::request::{self, Format, Query, Target};
+use crate::resource::{CONFIG_MAPS, Resource};
+use crate::selector::Selector;
+use crate::status::ApiError;
+use crate::store::Store;
+use crate::table::{self, Include};
+use crate::verbs::Call;
+use crate::watch::Watch;
+use crate::{discovery, strategy, verbs};
+
+/// Largest request body, as on a cluster.
+const BODY_LIMIT: usize = 3 << 20;
+/// A client on a socket has this long to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where Knative's configuration lives.
+const SYSTEM_NAMESPACE: &str = "knative-serving";
+
+/// The server without its sockets.
+pub(crate) struct Api {
+    pub store: Store,
+    pub kinds: Kinds,
+    pub openapi: OpenApi,
+    pub admission: Arc<dyn Admission>,
+    /// Version of the ConfigMaps that admission has seen.
+    pub configured: Mutex<Option<u64>>,
+    pub logs: OnceLock<Arc<dyn PodLogs>>,
+    pub bookmark_interval: Duration,
+    pub system_user: String,
+}
+
+/// Who asks.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub user: String,
+    /// In process: the objects are typed there already, and nobody reads warnings.
+    pub local: bool,
+    /// Ends the caller's streams.
+    pub stop: CancellationToken,
+}
+
+type Answer = Result<Response<Body>, ApiError>;
+
+impl Api {
+    /// Answers one request; failures become `Status` objects.
+    pub(crate) async fn handle<B>(self: &Arc<Self>, request: Request<B>, caller: &Caller) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (parts, body) = request.into_parts();
+        let mut warnings = Vec::new();
+        let answer = match read(&parts, body, caller).await {
+            Ok(body) => self.route(&parts, &body, caller, &mut warnings).await,
+            Err(error) => Err(error),
+        };
+        let mut response = answer.unwrap_or_else(|error| failure(&error));
+        for warning in &warnings {
+            if let Ok(value) = HeaderValue::from_str(&warning_text(warning)) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        response
+    }
+
+    async fn route(
+        self: &Arc<Self>,
+        parts: &Parts,
+        body: &Bytes,
+        caller: &Caller,
+        warnings: &mut Vec<String>,
+    ) -> Answer {
+        let decoded: Vec<String> = parts
+            .uri
+            .path()
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .map(|segment| request::decode(segment, false))
+            .collect();
+        let segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
+        let (group, version, rest) = match segments.as_slice() {
+            ["api", "v1", rest @ ..] => ("", "v1", rest),
+            ["apis", group, version, rest @ ..] => (*group, *version, rest),
+            other => return self.fixed(parts, other),
+        };
+        if rest.is_empty() {
+            only_get(parts)?;
+            let list = discovery::resource_list(group, version).ok_or_else(ApiError::no_such_path)?;
+            return Ok(json_answer(StatusCode::OK, Bytes::from(list.to_string())));
+        }
+        let target = request::target(group, version, rest)?;
+        self.resource(parts, body, target, caller, warnings).await
+    }
+
+    /// Paths that name no resource.
+    fn fixed(&self, parts: &Parts, segments: &[&str]) -> Answer {
+        only_get(parts)?;
+        let value = |value: Value| Ok(json_answer(StatusCode::OK, Bytes::from(value.to_string())));
+        match segments {
+            ["healthz" | "readyz" | "livez", ..] => {
+                let mut response = Response::new(Body::from(Bytes::from_static(b"ok")));
+                let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, plain);
+                Ok(response)
+            }
+            ["version"] => value(discovery::version()),
+            ["api" | "apis"] => {
+                let core = segments == ["api"];
+                match discovery::aggregated(&parts.headers) {
+                    Some((version, media_type)) => {
+                        let body = Bytes::from(discovery::aggregate(version, core).to_string());
+                        let mut response = json_answer(StatusCode::OK, body);
+                        let media_type = HeaderValue::from_static(media_type);
+                        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+                        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+                        Ok(response)
+                    }
+                    None if core => value(discovery::core_versions()),
+                    None => value(discovery::group_list()),
+                }
+            }
+            ["apis", group] => value(discovery::single_group(group).ok_or_else(ApiError::no_such_path)?),
+            ["openapi", "v3"] => Ok(json_answer(StatusCode::OK, self.openapi.root().clone())),
+            ["openapi", "v3", path @ ..] => {
+                let document = self.openapi.document(&path.join("/")).ok_or_else(ApiError::no_such_path)?;
+                Ok(json_answer(StatusCode::OK, document.clone()))
+            }
+            [] => value(
+                json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"] }),
+            ),
+            _ => Err(ApiError::no_such_path()),
+        }
+    }
+
+    async fn resource(
+        self: &Arc<Self>,
+        parts: &Parts,
+        body: &Bytes,
+        target: Target,
+        caller: &Caller,
+        warnings: &mut Vec<String>,
+    ) -> Answer {
+        let query = Query::parse(parts.uri.query());
+        let format = request::format(&parts.headers)?;
+        let call = Call {
+            target: &target,
+            headers: &parts.headers,
+            body,
+            caller,
+            dry_run: dry_run(&query.all("dryRun"))?,
+            validation: field_validation(&query, caller)?,
+        };
+        let include = include(&query)?;
+        let one = |status, object: &Arc<Object>| Ok(self.one(status, &target, object, format, include));
+        match (&parts.method, target.name.is_some(), target.subresource.as_deref()) {
+            (&Method::GET, _, None) if query.flag("watch") => {
+                self.watch(&query, &target, caller, format, include)
+            }
+            (&Method::GET, false, None) => self.list(&query, &target, format, include),
+            (&Method::POST, false, None) => {
+                let object = verbs::create(self, &call, warnings).await?;
+                one(StatusCode::CREATED, &object)
+            }
+            (&Method::DELETE, false, None) => {
+                let options = verbs::delete_options(&call, &query)?;
+                let selector = selector(&query, &target)?;
+                let gone = verbs::delete_collection(self, &call, &selector, &options).await?;
+                Ok(self.many(&target, &gone, &json!({}), format, include))
+            }
+            (&Method::GET, true, None | Some("status")) => {
+                served(target.resource(), target.subresource.as_deref())?;
+                one(StatusCode::OK, &verbs::get(self, &target)?)
+            }
+            (&Method::DELETE, true, None) => {
+                let options = verbs::delete_options(&call, &query)?;
+                match verbs::delete(self, &call, &options).await? {
+                    verbs::Deleted::Gone(object) => {
+                        let status = crate::status::success(target.resource(), object.name(), object.uid());
+                        Ok(json_answer(StatusCode::OK, Bytes::from(status.to_string())))
+                    }
+                    verbs::Deleted::Marked(object) => one(StatusCode::OK, &object),
+                }
+            }
+            (&Method::PUT | &Method::PATCH, true, subresource @ (None | Some("status" | "finalize"))) => {
+                served(target.resource(), subresource)?;
+                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                one(StatusCode::OK, &object)
+            }
+            (&Method::GET, true, Some("scale")) if target.resource().scale => {
+                let scale = strategy::scale_of(verbs::get(self, &target)?.value());
+                Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
+            }
+            (&Method::PUT | &Method::PATCH, true, Some("scale")) if target.resource().scale => {
+                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                let scale = strategy::scale_of(object.value());
+                Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
+            }
+            (&Method::GET, true, Some("log")) if target.resource().is("", "pods") => {
+                self.pod_log(&query, &target, caller).await
+            }
+            (_, _, Some(subresource)) => {
+                served(target.resource(), Some(subresource))?;
+                Err(ApiError::method_not_allowed())
+            }
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    fn one(
+        &self,
+        status: StatusCode,
+        target: &Target,
+        object: &Arc<Object>,
+        format: Format,
+        include: Include,
+    ) -> Response<Body> {
+        let body = match format {
+            Format::Json => object.json().clone(),
+            Format::Partial => table::partial_json(object.value()),
+            Format::Table => {
+                let metadata = json!({ "resourceVersion": object.version().to_string() });
+                let rows = std::iter::once(object.value());
+                Bytes::from(self.table(target.resource, rows, include, &metadata).to_string())
+            }
+        };
+        json_answer(status, body)
+    }
+
+    fn table<'a>(
+        &self,
+        resource: usize,
+        objects: impl Iterator<Item = &'a Value>,
+        include: Include,
+        metadata: &Value,
+    ) -> Value {
+        table::render(self.kinds.columns(resource), objects, include, metadata, jiff::Timestamp::now())
+    }
+
+    fn many(
+        &self,
+        target: &Target,
+        objects: &[Arc<Object>],
+        metadata: &Value,
+        format: Format,
+        include: Include,
+    ) -> Response<Body> {
+        let resource = target.resource();
+        let body = match format {
+            Format::Json => {
+                let size: usize = objects.iter().map(|o| o.json().len() + 1).sum();
+                let mut out = BytesMut::with_capacity(size + 200);
+                let head = format!(
+                    "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                    resource.kind,
+                    resource.api_version()
+                );
+                out.extend_from_slice(head.as_bytes());
+                for (index, object) in objects.iter().enumerate() {
+                    if index > 0 {
+                        out.extend_from_slice(b",");
+                    }
+                    out.extend_from_slice(object.json());
+                }
+                out.extend_from_slice(b"]}");
+                out.freeze()
+            }
+            Format::Partial => {
+                let items: Vec<Value> = objects.iter().map(|o| table::partial(o.value())).collect();
+                let list = json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                                   "metadata": metadata, "items": items });
+                Bytes::from(list.to_string())
+            }
+            Format::Table => {
+                let rows = objects.iter().map(|o| o.value());
+                Bytes::from(self.table(target.resource, rows, include, metadata).to_string())
+            }
+        };
+        json_answer(StatusCode::OK, body)
+    }
+
+    fn list(&self, query: &Query, target: &Target, format: Format, include: Include) -> Answer {
+        let selector = selector(query, target)?;
+        let asked: Option<u64> = version_parameter(query)?;
+        let page = query.get("continue").map(Page::parse).transpose()?;
+        let snapshot = self.store.list(target.resource, target.namespace.as_deref());
+        if let Some(asked) = asked.filter(|_| page.is_none()) {
+            if asked > self.store.last_version() {
+                return Err(ApiError::version_from_the_future(asked, self.store.last_version()));
+            }
+            if query.get("resourceVersionMatch") == Some("Exact") && asked != snapshot.version {
+                return Err(ApiError::expired("the provided resource version is no longer available"));
+            }
+        }
+        let version = match &page {
+            // Pages are of one version, from which a watch replays what changed between them.
+            Some(page) => {
+                if self.store.watch(target.resource, page.version).is_err() {
+                    return Err(ApiError::expired("The provided continue parameter is too old"));
+                }
+                page.version
+            }
+            None => snapshot.version,
+        };
+        let key = |o: &Object| {
+            (object::text(o.value(), "namespace").to_owned(), object::text(o.value(), "name").to_owned())
+        };
+        let mut objects: Vec<Arc<Object>> = snapshot
+            .objects
+            .into_iter()
+            .filter(|o| page.as_ref().is_none_or(|p| key(o) > p.after))
+            .filter(|o| selector.is_empty() || selector.matches(o.value()))
+            .collect();
+        let mut metadata = json!({ "resourceVersion": version.to_string() });
+        let limit = query.number::<usize>("limit")?.filter(|limit| *limit > 0);
+        if let Some(limit) = limit.filter(|limit| objects.len() > *limit) {
+            let left = objects.len() - limit;
+            objects.truncate(limit);
+            if let Some(last) = objects.last() {
+                metadata["continue"] = Page { version, after: key(last) }.token().into();
+            }
+            if selector.is_empty() {
+                metadata["remainingItemCount"] = left.into();
+            }
+        }
+        Ok(self.many(target, &objects, &metadata, format, include))
+    }
+
+    fn watch(
+        self: &Arc<Self>,
+        query: &Query,
+        target: &Target,
+        caller: &Caller,
+        format: Format,
+        include: Include,
+    ) -> Answer {
+        let mut selector = selector(query, target)?;
+        if let Some(name) = &target.name {
+            selector = selector.and_name(name);
+        }
+        let asked = version_parameter(query)?;
+        let initial_events = query.flag("sendInitialEvents");
+        if let Some(asked) = asked
+            && asked > self.store.last_version()
+        {
+            return Err(ApiError::version_from_the_future(asked, self.store.last_version()));
+        }
+        let (after, initial) = match asked {
+            Some(after) if after > 0 && !initial_events => (after, Vec::new()),
+            _ => {
+                let snapshot = self.store.list(target.resource, target.namespace.as_deref());
+                let mut objects = snapshot.objects;
+                let wanted = query.get("sendInitialEvents").is_none() || initial_events;
+                objects.retain(|o| wanted && (selector.is_empty() || selector.matches(o.value())));
+                (snapshot.version, objects)
+            }
+        };
+        let stream = match self.store.watch(target.resource, after) {
+            // As on a cluster the watch starts and its first event says that the version is gone.
+            Err(too_old) => Watch::gone(&ApiError::too_old(after, too_old.oldest)),
+            Ok(cursor) => Watch {
+                api: self.clone(),
+                resource: target.resource,
+                namespace: target.namespace.clone(),
+                selector,
+                format,
+                include,
+                bookmarks: query.flag("allowWatchBookmarks"),
+                mark_initial: initial_events,
+                timeout: query.number::<u64>("timeoutSeconds")?.filter(|t| *t > 0).map(Duration::from_secs),
+                stop: caller.stop.clone(),
+            }
+            .start(cursor, initial),
+        };
+        let mut response = Response::new(Body::Stream(stream));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+
+    async fn pod_log(&self, query: &Query, target: &Target, caller: &Caller) -> Answer {
+        let pod = verbs::get(self, target)?;
+        let name = pod.name().to_owned();
+        let list = |path: &str| {
+            let names = pod.value().pointer(path).and_then(Value::as_array).into_iter().flatten();
+            names.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let containers = list("/spec/containers");
+        let container = match (query.get("container"), containers.as_slice()) {
+            (Some(asked), all) => {
+                if !all.iter().any(|c| c == asked) && !list("/spec/initContainers").iter().any(|c| c == asked)
+                {
+                    let text = format!("container {asked} is not valid for pod {name}");
+                    return Err(ApiError::bad_request(text));
+                }
+                asked.to_owned()
+            }
+            (None, [only]) => only.clone(),
+            (None, all) => {
+                return Err(ApiError::bad_request(format!(
+                    "a container name must be specified for pod {name}, choose one of: [{}]",
+                    all.join(" ")
+                )));
+            }
+        };
+        let options = LogOptions {
+            follow: query.flag("follow"),
+            tail_lines: query.number("tailLines")?,
+            previous: query.flag("previous"),
+            since_seconds: query.number("sinceSeconds")?,
+            since_time: query.get("sinceTime").map(str::to_owned),
+            timestamps: query.flag("timestamps"),
+            limit_bytes: query.number("limitBytes")?,
+        };
+        let logs = self.logs.get().ok_or_else(|| ApiError::unavailable("no pod logs are kept here"))?;
+        let namespace = target.namespace.as_deref().unwrap_or_default();
+        let stream = logs.logs(namespace, &name, &container, options).await.map_err(|e| match e {
+            LogError::NotFound(text) | LogError::Unavailable(text) => ApiError::bad_request(text),
+        })?;
+        let stop = caller.stop.clone().cancelled_owned();
+        let stream = futures::StreamExt::take_until(stream, stop);
+        let mut response = Response::new(Body::Stream(Box::pin(stream)));
+        let plain = HeaderValue::from_static("text/plain");
+        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        Ok(response)
+    }
+
+    /// Gives admission the ConfigMaps as they are now, if they changed since the last time.
+    pub(crate) fn configure_admission(&self) {
+        let published = self.store.published(CONFIG_MAPS);
+        let mut seen = self.configured.lock();
+        if *seen == Some(published) {
+            return;
+        }
+        let mut maps = BTreeMap::new();
+        for object in self.store.list(CONFIG_MAPS, Some(SYSTEM_NAMESPACE)).objects {
+            let data = object.value().get("data").and_then(Value::as_object);
+            let data = data
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+                .collect::<BTreeMap<_, _>>();
+            maps.insert(object.name().to_owned(), data);
+        }
+        self.admission.configure(&maps);
+        *seen = Some(published);
+    }
+}
+
+/// The subresources a resource has.
+fn served(resource: &Resource, subresource: Option<&str>) -> Result<(), ApiError> {
+    let ok = match subresource {
+        None => true,
+        Some("status") => resource.status,
+        Some("scale") => resource.scale,
+        Some("finalize") => resource.is("", "namespaces"),
+        Some("log") => resource.is("", "pods"),
+        Some(_) => false,
+    };
+    if ok { Ok(()) } else { Err(ApiError::no_such_path()) }
+}
+
+fn only_get(parts: &Parts) -> Result<(), ApiError> {
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        Ok(())
+    } else {
+        Err(ApiError::method_not_allowed())
+    }
+}
+
+async fn read<B>(parts: &Parts, body: B, caller: &Caller) -> Result<Bytes, ApiError>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if parts.method == Method::GET {
+        return Ok(Bytes::new());
+    }
+    let whole = Box::pin(Limited::new(body, BODY_LIMIT).collect());
+    let collected = if caller.local {
+        whole.await
+    } else {
+        tokio::time::timeout(BODY_TIMEOUT, whole)
+            .await
+            .map_err(|_| ApiError::bad_request("the request's body did not arrive in time"))?
+    };
+    match collected {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large(BODY_LIMIT)),
+        Err(e) => Err(ApiError::bad_request(format!("the request's body could not be read: {e}"))),
+    }
+}
+
+fn json_answer(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The answer that tells a failure.
+pub(crate) fn failure(error: &ApiError) -> Response<Body> {
+    json_answer(error.code(), Bytes::from(error.to_status().to_string()))
+}
+
+/// RFC 7234's warn-text: quoted, on one line.
+fn warning_text(warning: &str) -> String {
+    let mut text = String::with_capacity(warning.len() + 10);
+    text.push_str("299 - \"");
+    for c in warning.chars() {
+        match c {
+            '"' | '\\' => {
+                text.push('\\');
+                text.push(c);
+            }
+            c if c.is_control() => text.push(' '),
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
+fn selector(query: &Query, target: &Target) -> Result<Selector, ApiError> {
+    Selector::parse(target.resource(), query.get("labelSelector"), query.get("fieldSelector"))
+        .map_err(ApiError::bad_request)
+}
+
+fn version_parameter(query: &Query) -> Result<Option<u64>, ApiError> {
+    query
+        .get("resourceVersion")
+        .map(|text| {
+            text.parse().map_err(|_| ApiError::bad_request(format!("invalid resource version {text:?}")))
+        })
+        .transpose()
+}
+
+fn dry_run(values: &[&str]) -> Result<bool, ApiError> {
+    match values.iter().find(|v| **v != "All") {
+        Some(other) => {
+            let text = format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"");
+            Err(ApiError::bad_request(text))
+        }
+        None => Ok(!values.is_empty()),
+    }
+}
+
+fn field_validation(query: &Query, caller: &Caller) -> Result<FieldValidation, ApiError> {
+    match query.get("fieldValidation") {
+        Some("Strict") => Ok(FieldValidation::Strict),
+        Some("Warn") => Ok(FieldValidation::Warn),
+        Some("Ignore") => Ok(FieldValidation::Ignore),
+        None if caller.local => Ok(FieldValidation::Ignore),
+        None => Ok(FieldValidation::Warn),
+        Some(other) => Err(ApiError::bad_request(format!(
+            "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+        ))),
+    }
+}
+
+fn include(query: &Query) -> Result<Include, ApiError> {
+    match query.get("includeObject") {
+        None | Some("Metadata") => Ok(Include::Metadata),
+        Some("Object") => Ok(Include::Object),
+        Some("None") => Ok(Include::None),
+        Some(other) => Err(ApiError::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+    }
+}
+
+/// Where the next page of a list begins.
+struct Page {
+    version: u64,
+    after: object::Key,
+}
+
+impl Page {
+    fn parse(token: &str) -> Result<Self, ApiError> {
+        let read = || -> Option<Self> {
+            let value: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+            let text = |field: &str| value[field].as_str().map(str::to_owned);
+            Some(Self { version: value["rv"].as_u64()?, after: (text("namespace")?, text("name")?) })
+        };
+        read().ok_or_else(|| ApiError::bad_request("continue key is not valid"))
+    }
+
+    fn token(&self) -> String {
+        let value = json!({ "rv": self.version, "namespace": self.after.0, "name": self.after.1 });
+        URL_SAFE_NO_PAD.encode(value.to_string())
+    }
+}

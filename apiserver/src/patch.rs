@@ -1,0 +1,207 @@
+//! The patch types: JSON patch, JSON merge patch and strategic merge patch.
+
+use serde_json::{Map, Value};
+
+use crate::resource::Resource;
+use crate::status::ApiError;
+
+/// A parsed patch, applied as often as a race makes necessary.
+#[derive(Debug)]
+pub(crate) enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+}
+
+impl Patch {
+    /// Reads the body of a PATCH.
+    ///
+    /// # Errors
+    /// 415 for a type the resource does not take, 400 for a body that is not of its type.
+    pub(crate) fn parse(resource: &Resource, content_type: &str, body: &[u8]) -> Result<Self, ApiError> {
+        let bad = |e: serde_json::Error| {
+            ApiError::bad_request(format!("error decoding patch: json parse error: {e}"))
+        };
+        match content_type.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => serde_json::from_slice(body).map(Self::Json).map_err(bad),
+            "application/merge-patch+json" => serde_json::from_slice(body).map(Self::Merge).map_err(bad),
+            "application/strategic-merge-patch+json" if !resource.custom => {
+                serde_json::from_slice(body).map(Self::Strategic).map_err(bad)
+            }
+            "application/apply-patch+yaml" | "application/apply-patch+cbor" => {
+                Err(ApiError::unsupported_media_type(
+                    "server-side apply is not supported by this server; use client-side apply (kubectl apply without \
+                     --server-side), or a JSON patch or merge patch",
+                ))
+            }
+            other => {
+                let mut accepted = vec!["application/json-patch+json", "application/merge-patch+json"];
+                if !resource.custom {
+                    accepted.push("application/strategic-merge-patch+json");
+                }
+                Err(ApiError::unsupported_media_type(format!(
+                    "the body of the request was in an unknown format ({other}) - accepted media types include: {}",
+                    accepted.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// The patched object.
+    ///
+    /// # Errors
+    /// 422 when an operation cannot be carried out.
+    pub(crate) fn apply(&self, base: &Value) -> Result<Value, ApiError> {
+        let mut value = base.clone();
+        match self {
+            Self::Json(operations) => json_patch::patch(&mut value, operations)
+                .map_err(|e| ApiError::unprocessable(format!("the patch cannot be applied: {e}")))?,
+            Self::Merge(patch) => json_patch::merge(&mut value, patch),
+            Self::Strategic(patch) => strategic(&mut value, patch, "")?,
+        }
+        if !value.is_object() {
+            return Err(ApiError::unprocessable("the patch does not leave an object"));
+        }
+        Ok(value)
+    }
+}
+
+/// The field that identifies the entries of a list, for lists that merge by key.
+fn merge_key(field: &str, entries: &[Value]) -> Option<&'static str> {
+    match field {
+        "containers"
+        | "initContainers"
+        | "ephemeralContainers"
+        | "env"
+        | "volumes"
+        | "imagePullSecrets"
+        | "secrets" => Some("name"),
+        "volumeMounts" => Some("mountPath"),
+        "ports" if entries.iter().any(|e| e.get("containerPort").is_some()) => Some("containerPort"),
+        "ports" => Some("port"),
+        "conditions" => Some("type"),
+        "ownerReferences" => Some("uid"),
+        "hostAliases" => Some("ip"),
+        _ => None,
+    }
+}
+
+/// Kubernetes' strategic merge: maps merge, lists with a merge key merge by it, other lists are replaced.
+fn strategic(target: &mut Value, patch: &Value, field: &str) -> Result<(), ApiError> {
+    match patch {
+        Value::Object(patch) => strategic_map(target, patch),
+        Value::Array(entries) => strategic_list(target, entries, field),
+        other => {
+            *target = other.clone();
+            Ok(())
+        }
+    }
+}
+
+fn strategic_map(target: &mut Value, patch: &Map<String, Value>) -> Result<(), ApiError> {
+    match patch.get("$patch").and_then(Value::as_str) {
+        Some("replace") => {
+            *target = Value::Object(patch.iter().filter(|(k, _)| *k != "$patch").map(clone_pair).collect());
+            return Ok(());
+        }
+        Some("delete") => {
+            *target = Value::Object(Map::new());
+            return Ok(());
+        }
+        Some("merge") | None => {}
+        Some(other) => return Err(ApiError::bad_request(format!("unknown patch type: {other}"))),
+    }
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(map) = target else { unreachable!("made an object above") };
+    if let Some(keep) = patch.get("$retainKeys").and_then(Value::as_array) {
+        map.retain(|key, _| keep.iter().any(|k| k.as_str() == Some(key)));
+    }
+    for (key, value) in patch {
+        if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
+            if let (Some(Value::Array(entries)), Some(gone)) = (map.get_mut(list), value.as_array()) {
+                entries.retain(|entry| !gone.contains(entry));
+            }
+            continue;
+        }
+        if key.starts_with('$') {
+            continue;
+        }
+        if value.is_null() {
+            map.remove(key);
+        } else {
+            strategic(map.entry(key.clone()).or_insert(Value::Null), value, key)?;
+        }
+    }
+    Ok(())
+}
+
+fn clone_pair((key, value): (&String, &Value)) -> (String, Value) {
+    (key.clone(), value.clone())
+}
+
+fn strategic_list(target: &mut Value, patch: &[Value], field: &str) -> Result<(), ApiError> {
+    let existing = target.as_array_mut().map(std::mem::take).unwrap_or_default();
+    if field == "finalizers" {
+        let mut merged = existing;
+        merged.extend(patch.iter().filter(|p| !merged.contains(p)).cloned().collect::<Vec<_>>());
+        *target = Value::Array(merged);
+        return Ok(());
+    }
+    let directive = |entry: &Value| entry.get("$patch").and_then(Value::as_str).map(str::to_owned);
+    let plain = |entry: &&Value| directive(entry).is_none();
+    let key = merge_key(field, if existing.is_empty() { patch } else { &existing });
+    let replace = patch.iter().any(|e| directive(e).as_deref() == Some("replace"));
+    let Some(key) = key.filter(|_| !replace) else {
+        *target = Value::Array(patch.iter().filter(plain).cloned().collect());
+        return Ok(());
+    };
+    let mut merged = existing;
+    for entry in patch {
+        let Some(id) = entry.get(key) else {
+            let text = format!("map: {entry} does not contain declared merge key: {key}");
+            return Err(ApiError::bad_request(text));
+        };
+        let at = merged.iter().position(|e| e.get(key) == Some(id));
+        if directive(entry).as_deref() == Some("delete") {
+            merged.retain(|e| e.get(key) != Some(id));
+        } else if let Some(at) = at {
+            strategic(&mut merged[at], entry, "")?;
+        } else {
+            let mut fresh = Value::Object(Map::new());
+            strategic(&mut fresh, entry, "")?;
+            merged.push(fresh);
+        }
+    }
+    *target = Value::Array(merged);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn strategic_merge_merges_lists_by_their_keys() {
+        let base = json!({ "data": { "a": "1", "b": "2" }, "metadata": { "finalizers": ["x"] },
+            "spec": { "containers": [{ "name": "a", "image": "i", "env": [{ "name": "E", "value": "1" }] },
+                                     { "name": "b" }], "args": ["1"] } });
+        let patch =
+            Patch::Strategic(json!({ "data": { "a": null, "c": "3" }, "metadata": { "finalizers": ["y"] },
+            "spec": { "$setElementOrder/containers": [{ "name": "a" }],
+                      "containers": [{ "name": "a", "env": [{ "name": "F", "value": "2" }] },
+                                     { "name": "b", "$patch": "delete" }, { "name": "c" }],
+                      "args": ["2", "3"] } }));
+        let out = patch.apply(&base).unwrap();
+        assert_eq!(
+            out,
+            json!({ "data": { "b": "2", "c": "3" }, "metadata": { "finalizers": ["x", "y"] },
+                "spec": { "containers": [{ "name": "a", "image": "i",
+                                           "env": [{ "name": "E", "value": "1" }, { "name": "F", "value": "2" }] },
+                                         { "name": "c" }], "args": ["2", "3"] } })
+        );
+    }
+}

@@ -1,0 +1,394 @@
+//! Lists and objects as the tables that `kubectl get` prints.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::jsonpath::JsonPath;
+use crate::object;
+use crate::resource::Resource;
+
+#[derive(Debug, Clone)]
+enum Cell {
+    Path(JsonPath),
+    /// The age of the time at the path.
+    Age(JsonPath),
+    Computed(fn(&Value) -> Value),
+}
+
+/// One printer column.
+#[derive(Debug, Clone)]
+pub(crate) struct Column {
+    name: String,
+    kind: String,
+    description: String,
+    priority: i64,
+    cell: Cell,
+}
+
+impl Column {
+    /// A column of a custom kind, as a CRD declares it. `None` when its path cannot be read.
+    pub(crate) fn declared(
+        name: &str,
+        kind: &str,
+        description: &str,
+        priority: i64,
+        path: &str,
+    ) -> Option<Self> {
+        let path = JsonPath::parse(path)?;
+        let cell = if kind == "date" { Cell::Age(path) } else { Cell::Path(path) };
+        Some(Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            description: description.to_owned(),
+            priority,
+            cell,
+        })
+    }
+
+    fn computed(name: &str, priority: i64, cell: fn(&Value) -> Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: "string".into(),
+            description: String::new(),
+            priority,
+            cell: Cell::Computed(cell),
+        }
+    }
+
+    /// The age of the object.
+    pub(crate) fn age() -> Self {
+        let cell =
+            Cell::Age(JsonPath::parse(".metadata.creationTimestamp").unwrap_or_else(|| unreachable!()));
+        Self {
+            name: "Age".into(),
+            kind: "string".into(),
+            description: "Time since creation.".into(),
+            priority: 0,
+            cell,
+        }
+    }
+}
+
+fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    value.pointer(path).unwrap_or(&Value::Null)
+}
+
+fn text(value: &Value, path: &str) -> String {
+    match at(value, path) {
+        Value::String(text) if !text.is_empty() => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => "<none>".into(),
+    }
+}
+
+fn items<'a>(value: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
+    at(value, path).as_array().into_iter().flatten()
+}
+
+fn joined(parts: Vec<String>) -> Value {
+    if parts.is_empty() { "<none>".into() } else { parts.join(",").into() }
+}
+
+fn entries(value: &Value) -> usize {
+    at(value, "/data").as_object().map_or(0, serde_json::Map::len)
+        + at(value, "/binaryData").as_object().map_or(0, serde_json::Map::len)
+}
+
+fn labels(value: &Value, path: &str) -> Value {
+    let map = at(value, path).as_object();
+    joined(
+        map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect(),
+    )
+}
+
+fn pod_status(pod: &Value) -> Value {
+    let waiting = items(pod, "/status/containerStatuses").find_map(|status| {
+        let reason = |path| at(status, path).as_str().filter(|r| !r.is_empty());
+        reason("/state/waiting/reason").or_else(|| reason("/state/terminated/reason"))
+    });
+    if object::is_terminating(pod) {
+        return "Terminating".into();
+    }
+    let reason = at(pod, "/status/reason").as_str().or(waiting);
+    reason.or_else(|| at(pod, "/status/phase").as_str()).unwrap_or("Unknown").into()
+}
+
+fn pod_ready(pod: &Value) -> Value {
+    let ready = items(pod, "/status/containerStatuses").filter(|s| s["ready"] == true).count();
+    format!("{ready}/{}", items(pod, "/spec/containers").count()).into()
+}
+
+fn pod_restarts(pod: &Value) -> Value {
+    items(pod, "/status/containerStatuses")
+        .filter_map(|s| s["restartCount"].as_i64())
+        .sum::<i64>()
+        .to_string()
+        .into()
+}
+
+fn count(value: &Value, path: &str) -> i64 {
+    at(value, path).as_i64().unwrap_or(0)
+}
+
+fn service_ports(service: &Value) -> Value {
+    let ports = items(service, "/spec/ports").map(|port| {
+        let node = port.get("nodePort").and_then(Value::as_i64).map(|n| format!(":{n}")).unwrap_or_default();
+        format!("{}{node}/{}", count(port, "/port"), port["protocol"].as_str().unwrap_or("TCP"))
+    });
+    joined(ports.collect())
+}
+
+fn external_ip(service: &Value) -> Value {
+    match at(service, "/spec/externalName").as_str() {
+        Some(name) if !name.is_empty() => name.into(),
+        _ => {
+            joined(items(service, "/spec/externalIPs").filter_map(Value::as_str).map(str::to_owned).collect())
+        }
+    }
+}
+
+fn endpoints(value: &Value) -> Value {
+    let mut all = Vec::new();
+    for subset in items(value, "/subsets") {
+        for address in items(subset, "/addresses") {
+            for port in items(subset, "/ports") {
+                all.push(format!("{}:{}", address["ip"].as_str().unwrap_or_default(), count(port, "/port")));
+            }
+        }
+    }
+    if all.len() > 3 {
+        let more = all.len() - 3;
+        return format!("{} + {more} more...", all[..3].join(",")).into();
+    }
+    joined(all)
+}
+
+fn last_seen(event: &Value) -> Value {
+    let times = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    let seen = times.iter().find_map(|path| at(event, path).as_str());
+    seen.map_or_else(|| "<unknown>".into(), |t| age_of(t, jiff::Timestamp::now()).into())
+}
+
+fn event_object(event: &Value) -> Value {
+    let kind = at(event, "/involvedObject/kind").as_str().unwrap_or_default().to_lowercase();
+    format!("{kind}/{}", at(event, "/involvedObject/name").as_str().unwrap_or_default()).into()
+}
+
+/// The columns of a built-in kind after its name.
+pub(crate) fn builtin(resource: &Resource) -> Vec<Column> {
+    let c = Column::computed;
+    let mut columns: Vec<Column> = match (resource.group, resource.plural) {
+        ("", "pods") => vec![
+            c("Ready", 0, pod_ready),
+            c("Status", 0, pod_status),
+            c("Restarts", 0, pod_restarts),
+            Column::age(),
+            c("IP", 1, |p| text(p, "/status/podIP").into()),
+            c("Node", 1, |p| text(p, "/spec/nodeName").into()),
+        ],
+        ("apps", "deployments") => vec![
+            c("Ready", 0, |d| {
+                format!("{}/{}", count(d, "/status/readyReplicas"), count(d, "/spec/replicas")).into()
+            }),
+            c("Up-to-date", 0, |d| count(d, "/status/updatedReplicas").into()),
+            c("Available", 0, |d| count(d, "/status/availableReplicas").into()),
+            Column::age(),
+            c("Containers", 1, |d| {
+                joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/name")).collect())
+            }),
+            c("Images", 1, |d| {
+                joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/image")).collect())
+            }),
+            c("Selector", 1, |d| labels(d, "/spec/selector/matchLabels")),
+        ],
+        ("", "services") => vec![
+            c("Type", 0, |s| at(s, "/spec/type").as_str().unwrap_or("ClusterIP").into()),
+            c("Cluster-IP", 0, |s| text(s, "/spec/clusterIP").into()),
+            c("External-IP", 0, external_ip),
+            c("Port(s)", 0, service_ports),
+            Column::age(),
+            c("Selector", 1, |s| labels(s, "/spec/selector")),
+        ],
+        ("", "configmaps") => vec![c("Data", 0, |v| entries(v).to_string().into()), Column::age()],
+        ("", "secrets") => vec![
+            c("Type", 0, |v| text(v, "/type").into()),
+            c("Data", 0, |v| entries(v).to_string().into()),
+            Column::age(),
+        ],
+        ("", "namespaces") => vec![c("Status", 0, |v| text(v, "/status/phase").into()), Column::age()],
+        ("", "endpoints") => vec![c("Endpoints", 0, endpoints), Column::age()],
+        ("", "events") => {
+            let mut columns = vec![
+                c("Last Seen", 0, last_seen),
+                c("Type", 0, |v| text(v, "/type").into()),
+                c("Reason", 0, |v| text(v, "/reason").into()),
+                c("Object", 0, event_object),
+                c("Message", 0, |v| at(v, "/message").as_str().unwrap_or_default().trim().into()),
+            ];
+            // Events are told by what happened, their generated names say nothing.
+            columns.push(c("Name", 1, |v| text(v, "/metadata/name").into()));
+            return columns;
+        }
+        ("coordination.k8s.io", "leases") => {
+            vec![c("Holder", 0, |v| text(v, "/spec/holderIdentity").into()), Column::age()]
+        }
+        _ => vec![Column::age()],
+    };
+    columns.insert(0, name_column());
+    columns
+}
+
+/// The column every table starts with.
+pub(crate) fn name_column() -> Column {
+    Column::computed("Name", 0, |v| text(v, "/metadata/name").into())
+}
+
+fn cell(column: &Column, value: &Value, now: jiff::Timestamp) -> Value {
+    match &column.cell {
+        Cell::Computed(compute) => compute(value),
+        Cell::Age(path) => match path.find(value).and_then(Value::as_str) {
+            Some(time) => age_of(time, now).into(),
+            None => "<unknown>".into(),
+        },
+        Cell::Path(path) => match path.find(value) {
+            None => Value::Null,
+            Some(found) => match (column.kind.as_str(), found) {
+                ("integer", Value::Number(_))
+                | ("number", Value::Number(_))
+                | ("boolean", Value::Bool(_)) => found.clone(),
+                (_, Value::String(text)) => text.as_str().into(),
+                (_, Value::Null) => Value::Null,
+                (_, other) => other.to_string().into(),
+            },
+        },
+    }
+}
+
+/// What of the object a row carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+/// A `Table` with one row for each object.
+pub(crate) fn render<'a>(
+    columns: &[Column],
+    objects: impl Iterator<Item = &'a Value>,
+    include: Include,
+    list_metadata: &Value,
+    now: jiff::Timestamp,
+) -> Value {
+    let definitions: Vec<Value> = columns
+        .iter()
+        .map(|c| {
+            let format = if c.name == "Name" { "name" } else { "" };
+            // Ages are rendered here, so that they arrive as text.
+            let kind = if c.kind == "date" { "string" } else { c.kind.as_str() };
+            json!({ "name": c.name, "type": kind, "format": format, "description": c.description, "priority": c.priority })
+        })
+        .collect();
+    let rows: Vec<Value> = objects
+        .map(|value| {
+            let cells: Vec<Value> = columns.iter().map(|c| cell(c, value, now)).collect();
+            let object = match include {
+                Include::None => Value::Null,
+                Include::Metadata => partial(value),
+                Include::Object => value.clone(),
+            };
+            json!({ "cells": cells, "object": object })
+        })
+        .collect();
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": list_metadata,
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+/// The object's metadata alone.
+pub(crate) fn partial(value: &Value) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": value.get("metadata").cloned().unwrap_or_default(),
+    })
+}
+
+/// As [`partial`], serialised.
+pub(crate) fn partial_json(value: &Value) -> Bytes {
+    Bytes::from(partial(value).to_string())
+}
+
+/// How long ago `time` (RFC 3339) was, as kubectl writes it.
+fn age_of(time: &str, now: jiff::Timestamp) -> String {
+    match time.parse::<jiff::Timestamp>() {
+        Ok(then) => human(now.as_second() - then.as_second()),
+        Err(_) => "<unknown>".into(),
+    }
+}
+
+/// Kubernetes' `HumanDuration`.
+fn human(seconds: i64) -> String {
+    let pair = |a: i64, x: &str, b: i64, y: &str| {
+        if b == 0 { format!("{a}{x}") } else { format!("{a}{x}{b}{y}") }
+    };
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    match seconds {
+        ..-1 => "<invalid>".into(),
+        -1..0 => "0s".into(),
+        0..120 => format!("{seconds}s"),
+        _ if minutes < 10 => pair(minutes, "m", seconds % 60, "s"),
+        _ if minutes < 180 => format!("{minutes}m"),
+        _ if hours < 8 => pair(hours, "h", minutes % 60, "m"),
+        _ if hours < 48 => format!("{hours}h"),
+        _ if hours < 192 => pair(hours / 24, "d", hours % 24, "h"),
+        _ if hours < 24 * 365 * 2 => format!("{}d", hours / 24),
+        _ if hours < 24 * 365 * 8 => pair(hours / 24 / 365, "y", hours / 24 % 365, "d"),
+        _ => format!("{}y", hours / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_as_kubectl_writes_them() {
+        for (seconds, text) in [
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (3600, "60m"),
+            (4 * 3600 + 60, "4h1m"),
+            (10 * 3600, "10h"),
+            (3 * 86400, "3d"),
+            (400 * 86400, "400d"),
+        ] {
+            assert_eq!(human(seconds), text);
+        }
+    }
+
+    #[test]
+    fn declared_columns_show_values_by_path() {
+        let ready =
+            Column::declared("Ready", "string", "", 0, ".status.conditions[?(@.type=='Ready')].status");
+        let columns = [name_column(), ready.unwrap()];
+        let object = json!({ "metadata": { "name": "x" },
+                             "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+        let empty = json!({ "metadata": { "name": "y" } });
+        let table = render(
+            &columns,
+            [&object, &empty].into_iter(),
+            Include::None,
+            &json!({}),
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(table["rows"][0]["cells"], json!(["x", "True"]));
+        assert_eq!(table["rows"][1]["cells"], json!(["y", null]));
+    }
+}
