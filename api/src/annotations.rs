@@ -62,8 +62,7 @@ pub const MAX_SCALE: Keys = &["autoscaling.knative.dev/max-scale", "autoscaling.
 pub const INITIAL_SCALE: Keys =
     &["autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale"];
 /// The fewest pods when there is any traffic.
-pub const ACTIVATION_SCALE: Keys =
-    &["autoscaling.knative.dev/activation-scale", "autoscaling.knative.dev/activationScale"];
+pub const ACTIVATION_SCALE: Keys = &["autoscaling.knative.dev/activation-scale"];
 /// How long a lower scale has to be asked for before it is applied.
 pub const SCALE_DOWN_DELAY: Keys =
     &["autoscaling.knative.dev/scale-down-delay", "autoscaling.knative.dev/scaleDownDelay"];

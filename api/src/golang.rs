@@ -6,16 +6,35 @@ use std::time::Duration;
 
 /// Why a text is not a value; prints as Go's standard library does.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ParseError(String);
+#[error("{text}")]
+pub struct ParseError {
+    text: String,
+    out_of_range: bool,
+}
 
 impl ParseError {
     fn syntax(function: &str, text: &str) -> Self {
-        Self(format!("strconv.{function}: parsing {}: invalid syntax", quote(text)))
+        Self {
+            text: format!("strconv.{function}: parsing {}: invalid syntax", quote(text)),
+            out_of_range: false,
+        }
+    }
+
+    fn duration(text: String) -> Self {
+        Self { text, out_of_range: false }
+    }
+
+    /// Whether the text is a value, but one that its type does not hold.
+    #[must_use]
+    pub fn is_out_of_range(&self) -> bool {
+        self.out_of_range
     }
 
     fn range(function: &str, text: &str) -> Self {
-        Self(format!("strconv.{function}: parsing {}: value out of range", quote(text)))
+        Self {
+            text: format!("strconv.{function}: parsing {}: value out of range", quote(text)),
+            out_of_range: true,
+        }
     }
 }
 
@@ -235,7 +254,7 @@ impl fmt::Display for GoDuration {
 /// # Errors
 /// Not a duration, or beyond 64 bits of nanoseconds.
 pub fn parse_duration(text: &str) -> Result<GoDuration, ParseError> {
-    let invalid = || ParseError(format!("time: invalid duration {}", quote_bytes(text)));
+    let invalid = || ParseError::duration(format!("time: invalid duration {}", quote_bytes(text)));
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
         Some(b'+') => (false, &text[1..]),
@@ -263,7 +282,10 @@ pub fn parse_duration(text: &str) -> Result<GoDuration, ParseError> {
         let unit_len = tail.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_len);
         if unit.is_empty() {
-            return Err(ParseError(format!("time: missing unit in duration {}", quote_bytes(text))));
+            return Err(ParseError::duration(format!(
+                "time: missing unit in duration {}",
+                quote_bytes(text)
+            )));
         }
         let scale: u64 = match unit {
             "ns" => 1,
@@ -273,7 +295,7 @@ pub fn parse_duration(text: &str) -> Result<GoDuration, ParseError> {
             "m" => 60_000_000_000,
             "h" => 3_600_000_000_000,
             _ => {
-                return Err(ParseError(format!(
+                return Err(ParseError::duration(format!(
                     "time: unknown unit {} in duration {}",
                     quote_bytes(unit),
                     quote_bytes(text)
@@ -322,6 +344,12 @@ pub fn format_float(value: f64) -> String {
         return format!("{mantissa}e{sign}{digits:0>2}");
     }
     format!("{value}")
+}
+
+/// How Go prints a float with `%f`: six decimals.
+#[must_use]
+pub fn format_fixed(value: f64) -> String {
+    if value.is_finite() { format!("{value:.6}") } else { format_float(value) }
 }
 
 /// A string in double quotes as Go's `%q` writes it.

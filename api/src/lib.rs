@@ -5,6 +5,7 @@ pub mod autoscaling;
 pub mod caching;
 pub mod conditions;
 pub mod configmaps;
+pub mod domains;
 pub mod field_error;
 pub mod golang;
 #[cfg(test)]

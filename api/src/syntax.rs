@@ -124,16 +124,24 @@ pub fn config_map_key(text: &str) -> Vec<String> {
     problems
 }
 
-/// A domain name with at least two labels; a dot at its end is fine.
+/// A domain name with at least two labels; a dot at its end is fine. The problem names the field, as Kubernetes
+/// does for this check alone.
 #[must_use]
-pub fn fully_qualified_domain_name(text: &str) -> Vec<String> {
+pub fn fully_qualified_domain_name(field: &str, text: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some(format!("{field}: Required value"));
+    }
+    let invalid = |value: &str, problem: &str| {
+        Some(format!("{field}: Invalid value: {}: {problem}", crate::golang::quote(value)))
+    };
     let name = text.strip_suffix('.').unwrap_or(text);
     let problems = dns1123_subdomain(name);
     if !problems.is_empty() {
-        return problems;
+        return invalid(name, &problems.join(","));
     }
-    if name.split('.').count() < 2 {
-        return vec!["should be a domain with at least two segments separated by dots".to_owned()];
+    if !name.contains('.') {
+        return invalid(name, "should be a domain with at least two segments separated by dots");
     }
-    name.split('.').flat_map(dns1123_label).collect()
+    let label = name.split('.').find(|label| !dns1123_label(label).is_empty())?;
+    invalid(label, &dns1123_label(label).join(","))
 }

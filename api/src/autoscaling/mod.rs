@@ -1,5 +1,6 @@
 //! The groups `autoscaling.knative.dev` (annotations) and `autoscaling.internal.knative.dev` (kinds).
 
+pub mod annotations;
 pub mod v1alpha1;
 
 /// The group of the annotations.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::ConfigError;
 use super::data::Data;
-use crate::golang::{GoDuration, format_float};
+use crate::golang::{GoDuration, format_fixed, format_float};
 
 /// The ConfigMap's name.
 pub const NAME: &str = "config-autoscaler";
@@ -190,14 +190,15 @@ impl Autoscaler {
         }
         if self.target_burst_capacity < 0.0 && self.target_burst_capacity != -1.0 {
             return fail(format!(
-                "target-burst-capacity must be either non-negative or -1 (for unlimited), was: {:.6}",
-                self.target_burst_capacity
+                "target-burst-capacity must be either non-negative or -1 (for unlimited), was: {}",
+                format_fixed(self.target_burst_capacity)
             ));
         }
         let fraction = self.container_concurrency_target_fraction;
         if fraction <= 0.0 || fraction > 1.0 {
             return fail(format!(
-                "container-concurrency-target-percentage = {fraction:.6} is outside of valid range of (0, 100]"
+                "container-concurrency-target-percentage = {} is outside of valid range of (0, 100]",
+                format_fixed(fraction)
             ));
         }
         let target = fraction * self.container_concurrency_target_default;
