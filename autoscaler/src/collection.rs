@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stat::Stat;
+use ember_dataplane::stat::Stat;
 
 use crate::decider::{Load, ScalingMetric};
 use crate::time::Time;

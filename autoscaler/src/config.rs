@@ -3,18 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// How pods are reached for their metrics (ConfigMap `config-network`, `mesh-compatibility-mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MeshCompatibility {
-    /// Pods directly; through their Service once a mesh was seen to refuse that.
-    #[default]
-    Auto,
-    /// Through their Service only.
-    Enabled,
-    /// Pods directly only.
-    Disabled,
-}
-
 /// Start configuration. Every wait is a field; the defaults are Knative's.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -34,10 +22,6 @@ pub struct Config {
     pub scrape_timeout: Duration,
     /// Port of the pods' metrics. Default 9090.
     pub scrape_port: u16,
-    /// How pods are reached. Default [`MeshCompatibility::Auto`].
-    pub mesh_compatibility: MeshCompatibility,
-    /// Reach pods directly through the mesh (`enable-mesh-pod-addressability`). Default false.
-    pub mesh_pod_addressability: bool,
     /// Added to the progress deadline to get the activation timeout. Default 30 s.
     pub activation_timeout_buffer: Duration,
     /// Deadline of one probe of the activator. Default 5 s.
@@ -79,8 +63,6 @@ impl Default for Config {
             scrape_interval: Duration::from_secs(1),
             scrape_timeout: Duration::from_secs(3),
             scrape_port: 9090,
-            mesh_compatibility: MeshCompatibility::Auto,
-            mesh_pod_addressability: false,
             activation_timeout_buffer: Duration::from_secs(30),
             probe_timeout: Duration::from_secs(5),
             probe_period: Duration::from_secs(1),

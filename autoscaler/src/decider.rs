@@ -149,16 +149,16 @@ impl Decider {
         self.max_panic_pods
     }
 
-    /// Evaluates `load` on `ready` pods. `None` when the load is no number, which is as good as no data.
+    /// Evaluates `load` on `ready` pods. `None` when load or target is no number, which is as good as no data.
     pub fn evaluate(&mut self, spec: &DeciderSpec, now: Time, ready: i32, load: Load) -> Option<Decision> {
-        if load.stable.is_nan() || load.panic.is_nan() {
+        let stable_pods = (load.stable / spec.target_value).ceil();
+        let panic_pods = (load.panic / spec.target_value).ceil();
+        if stable_pods.is_nan() || panic_pods.is_nan() {
             return None;
         }
         let pods = f64::from(ready.max(1));
         let up = (spec.max_scale_up_rate * pods).ceil();
         let down = if spec.reachable { (pods / spec.max_scale_down_rate).floor() } else { 0.0 };
-        let stable_pods = (load.stable / spec.target_value).ceil();
-        let panic_pods = (load.panic / spec.target_value).ceil();
         let (stable_scale, mut reason) = limit(spec, stable_pods, down, up);
         let (panic_scale, _) = limit(spec, panic_pods, down, up);
 

@@ -85,3 +85,4 @@ pub(crate) fn differ<T: PartialEq + Debug>(what: &str, want: &T, got: &T) -> Opt
 
 mod deciding;
 mod measuring;
+mod reconciling;

@@ -1,17 +1,262 @@
-//! The Knative Pod Autoscaler: metric windows, decisions, scale to zero.
+//! The Knative Pod Autoscaler.
+//!
+//! The pure parts decide: [`window`] averages, [`decider`] turns averages into a wanted scale, [`scaler`] bounds it
+//! and takes care of zero, [`resolution`] says what holds for a revision, [`podautoscaler::plan`] what to write. Around
+//! them: scraping, the server that activators report to, and the control loops. Nothing between an activator's first
+//! report for a sleeping revision and the write of its scale waits for a timer.
 
 pub mod bucket;
 pub mod collection;
 pub mod config;
 pub mod decider;
+mod gauges;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod laws;
+pub mod metric;
+pub mod podautoscaler;
 pub mod pods;
+mod probe;
+pub mod resolution;
+mod revisions;
 pub mod sample_size;
 pub mod scaler;
 mod scrape_client;
 pub mod scraper;
-pub mod stat;
 pub mod stat_server;
 pub mod time;
 pub mod window;
-#[cfg(test)]
-mod golden;
+
+use std::io;
+use std::sync::Arc;
+
+use ember_api::autoscaling::v1alpha1::{Metric, PodAutoscaler};
+use ember_api::labels;
+use ember_api::networking::v1alpha1::ServerlessService;
+use ember_dataplane::io::Io;
+use ember_reconcile::apply::Applier;
+use ember_reconcile::cache::{Cache, Change, Key};
+use ember_reconcile::config::ConfigStore;
+use ember_reconcile::event::EventRecorder;
+use ember_reconcile::queue::WorkQueue;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::Config;
+
+use crate::metric::{MetricReconciler, Parts};
+use crate::podautoscaler::reconciler::{Reconciler, is_ours};
+use crate::podautoscaler::scale_target::ScaleTargets;
+use crate::pods::PodIndex;
+use crate::resolution::Settings;
+use crate::revisions::{MonotonicClock, Revisions};
+
+/// Name that events are recorded under.
+const EVENT_SOURCE: &str = "kpa-class-podautoscaler-controller";
+
+/// Why the autoscaler stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address could not be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(std::net::SocketAddr, #[source] io::Error),
+    /// The port that activators report to is gone.
+    #[error("the stats port failed: {0}")]
+    Stats(#[source] io::Error),
+}
+
+/// Watched copies of what the autoscaler looks at.
+struct Caches {
+    podautoscalers: Cache<PodAutoscaler>,
+    metrics: Cache<Metric>,
+    services: Cache<ServerlessService>,
+    deployments: Cache<Deployment>,
+    pods: Cache<Pod>,
+}
+
+/// Scales revisions until `shutdown`.
+///
+/// # Errors
+/// When an address cannot be listened on, or the stats port fails.
+pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    let config = Arc::new(config);
+    let listen = async |addr| io.network.listen(addr).await.map_err(|e| Error::Listen(addr, e));
+    let stats = listen(config.stats_addr).await?;
+    let exposition = match config.metrics_addr {
+        Some(addr) => Some(listen(addr).await?),
+        None => None,
+    };
+    let stop = shutdown.child_token();
+    let tasks = TaskTracker::new();
+    let caches = Caches {
+        podautoscalers: Cache::new(),
+        metrics: Cache::new(),
+        services: Cache::new(),
+        deployments: Cache::new(),
+        pods: Cache::new(),
+    };
+    let (events, writing_events) = EventRecorder::new(client.clone(), EVENT_SOURCE, stop.clone());
+    tasks.spawn(writing_events);
+
+    let pods = PodIndex::default();
+    let clock = MonotonicClock::new(Arc::clone(&io.clock));
+    let revisions =
+        Arc::new(Revisions::new(clock, pods.clone(), config.held_reports, config.held_report_lifetime));
+    let (registry, duration) = gauges::registry(Arc::clone(&revisions));
+    let reconciler = Arc::new(Reconciler {
+        config: Arc::clone(&config),
+        io: io.clone(),
+        settings: ConfigStore::new(Settings::default()),
+        podautoscalers: caches.podautoscalers.clone(),
+        services: caches.services.clone(),
+        metrics: caches.metrics.clone(),
+        pods,
+        targets: ScaleTargets::new(caches.deployments.clone(), client.clone()),
+        applier: Applier::new(client.clone()),
+        events,
+        revisions,
+        queue: WorkQueue::new(),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    });
+    let parts = Parts { applier: Applier::new(client.clone()), queue: WorkQueue::new(), duration };
+    let metrics = Arc::new(MetricReconciler::new(Arc::clone(&reconciler), parts));
+
+    enqueue_changes(&caches, &reconciler, &metrics);
+    watch(&caches, &client, &tasks, &stop);
+    let settings = &reconciler.settings;
+    tasks.spawn(settings.run(client, &config.system_namespace, Settings::parse, stop.clone()));
+    if let Some(listener) = exposition {
+        tasks.spawn(gauges::serve(listener, Arc::new(registry), stop.clone(), tasks.clone()));
+    }
+    tasks.spawn(control(caches, Arc::clone(&reconciler), metrics));
+
+    // Activators may connect before anything else is ready: their reports wait for their revisions.
+    let served = stat_server::serve(stats, &config, io, reconciler, shutdown).await;
+    stop.cancel();
+    tasks.close();
+    if tokio::time::timeout(config.shutdown_timeout, tasks.wait()).await.is_err() {
+        tracing::warn!("some work did not end in time");
+    }
+    served.map_err(Error::Stats)
+}
+
+/// Runs the control loops, once everything they look at has been seen.
+async fn control(caches: Caches, reconciler: Arc<Reconciler>, metrics: Arc<MetricReconciler>) {
+    let stop = reconciler.stop.clone();
+    let synced = async {
+        tokio::join!(
+            caches.podautoscalers.synced(),
+            caches.metrics.synced(),
+            caches.services.synced(),
+            caches.deployments.synced(),
+            caches.pods.synced(),
+            reconciler.settings.synced(),
+        );
+    };
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = synced => {}
+    }
+    let concurrency = reconciler.config.reconcile_concurrency;
+    let reconciling = {
+        let reconciler = Arc::clone(&reconciler);
+        reconciler.queue.clone().run(concurrency, stop.clone(), move |key| {
+            let reconciler = Arc::clone(&reconciler);
+            async move { reconciler.reconcile(key).await }
+        })
+    };
+    let measuring = {
+        let metrics = Arc::clone(&metrics);
+        metrics.queue.clone().run(concurrency, stop.clone(), move |key| {
+            let metrics = Arc::clone(&metrics);
+            async move { metrics.reconcile(key).await }
+        })
+    };
+    tokio::join!(
+        reconciling,
+        measuring,
+        Arc::clone(&reconciler).tick(),
+        metrics.scrape(),
+        follow_settings(&reconciler),
+    );
+}
+
+/// Looks at every PodAutoscaler again when the configuration changed.
+async fn follow_settings(reconciler: &Reconciler) {
+    let mut changes = reconciler.settings.subscribe();
+    loop {
+        tokio::select! {
+            () = reconciler.stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        for pa in reconciler.podautoscalers.all().iter().filter(|pa| is_ours(pa.annotations())) {
+            reconciler.queue.add(Key::of(&**pa));
+        }
+    }
+}
+
+fn enqueue_changes(caches: &Caches, reconciler: &Arc<Reconciler>, metrics: &Arc<MetricReconciler>) {
+    let queue = reconciler.queue.clone();
+    caches.podautoscalers.on_change(move |change| queue.add(Key::of(&**change.object())));
+    let queue = reconciler.queue.clone();
+    caches.services.on_change(move |change| add_owner(&queue, change));
+    let (queue, collecting) = (reconciler.queue.clone(), metrics.queue.clone());
+    caches.metrics.on_change(move |change| {
+        collecting.add(Key::of(&**change.object()));
+        add_owner(&queue, change);
+    });
+    let (queue, index) = (reconciler.queue.clone(), reconciler.pods.clone());
+    caches.pods.on_change(move |change| {
+        if let Some(revision) = index.observe(change) {
+            queue.add(revision);
+        }
+    });
+}
+
+/// Queues the PodAutoscaler that a child belongs to.
+fn add_owner<K: Resource>(queue: &WorkQueue<Key>, change: &Change<K>) {
+    let child = change.object();
+    let owners = child.meta().owner_references.iter().flatten();
+    let mut owners = owners.filter(|owner| owner.controller == Some(true) && owner.kind == "PodAutoscaler");
+    if let Some(owner) = owners.next()
+        && is_ours(child.annotations())
+    {
+        queue.add(Key::new(child.namespace().unwrap_or_default(), &owner.name));
+    }
+}
+
+fn watch(caches: &Caches, client: &Client, tasks: &TaskTracker, stop: &CancellationToken) {
+    let watch = Watch { client, tasks, stop };
+    watch.all(&caches.podautoscalers, "");
+    watch.all(&caches.metrics, "");
+    watch.all(&caches.services, "");
+    watch.all(&caches.deployments, labels::REVISION_UID);
+    watch.all(&caches.pods, labels::REVISION_UID);
+}
+
+struct Watch<'a> {
+    client: &'a Client,
+    tasks: &'a TaskTracker,
+    stop: &'a CancellationToken,
+}
+
+impl Watch<'_> {
+    /// Keeps `cache` filled with the objects of all namespaces that carry the label, if one is given.
+    fn all<K>(&self, cache: &Cache<K>, label: &str)
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut config = watcher::Config::default();
+        if !label.is_empty() {
+            config = config.labels(label);
+        }
+        self.tasks.spawn(cache.run(Api::all(self.client.clone()), config, self.stop.clone()));
+    }
+}

@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use crate::time::Time;
 
 /// The label whose value names a pod's revision.
-pub(crate) const REVISION_LABEL: &str = "serving.knative.dev/revision";
+pub(crate) const REVISION_LABEL: &str = ember_api::labels::REVISION;
 
 /// How a pod counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

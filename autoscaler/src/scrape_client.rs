@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ember_dataplane::io::Io;
-use crate::stat::Stat;
+use ember_dataplane::stat::Stat;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;

@@ -5,11 +5,11 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::stat::Stat;
+use ember_dataplane::stat::Stat;
 use futures::future::join_all;
 use parking_lot::Mutex;
 
-use crate::config::MeshCompatibility;
+use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
 use crate::pods::ReadyPod;
 use crate::sample_size::sample_size;
 use crate::time::Time;
@@ -221,11 +221,9 @@ async fn ask_service(
                 seen.old.push(stat);
                 return Ok(());
             }
+            Ok(_) if seen.young.len() >= sample => return Ok(()),
             Ok(stat) => {
                 seen.young.push(stat);
-                if seen.young.len() >= sample {
-                    return Ok(());
-                }
                 continue;
             }
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ember_dataplane::io::{Io, Listener, Stream};
-use crate::stat::{Stat, WireStatMessages};
+use ember_dataplane::stat::{Stat, WireStatMessages};
 use ember_reconcile::cache::Key;
 use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};

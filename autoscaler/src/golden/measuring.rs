@@ -9,12 +9,12 @@ use serde::Deserialize;
 use super::{Float, at, check, differ, seconds};
 use crate::bucket;
 use crate::collection::contribution;
-use crate::config::MeshCompatibility;
+use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
 use crate::pods::{PodState, ReadyPod};
 use crate::sample_size::sample_size;
 use crate::scrape_client::decode_report;
 use crate::scraper::{Fetch, FetchError, ScrapeError, Scraper, Target, extrapolate};
-use crate::stat::{Stat, WireStatMessage, WireStatMessages};
+use ember_dataplane::stat::{Stat, WireStatMessage, WireStatMessages};
 use crate::time::Time;
 use crate::window::{Algorithm, MaxWindow, Window, round_to_6_digits, smoothing_coefficient};
 
