@@ -1,0 +1,453 @@
+//! The life of one app container: prepared, started, watched, restarted, stopped.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Probe, Secret};
+use kube::Api;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::BackOff;
+use crate::env::{self, Sources};
+use crate::helper::protocol::{Identity, Start};
+use crate::kubelet::Node;
+use crate::logs::Run;
+use crate::pod_status::{Change, Index, Terminated};
+use crate::probe::{self, Tally, Timing};
+use crate::runtime::{Process, Stop};
+
+/// The image whose containers are programs of this host.
+const HOST_IMAGE: &str = "dev.local/host";
+/// How long the output of a process that has ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What the containers of one pod share.
+pub(crate) struct PodContext {
+    pub(crate) node: Arc<Node>,
+    /// As it was accepted.
+    pub(crate) pod: Arc<Pod>,
+    /// With the picked ports.
+    pub(crate) spec: PodSpec,
+    pub(crate) facts: env::PodFacts,
+    pub(crate) pod_ip: IpAddr,
+    pub(crate) events: mpsc::Sender<(Index, Change)>,
+    /// The sidecar drains.
+    pub(crate) drain: CancellationToken,
+    /// Processes are asked to end.
+    pub(crate) terminate: CancellationToken,
+    /// Everything ends.
+    pub(crate) kill: CancellationToken,
+    /// The longest that an unhealthy container may take to end.
+    pub(crate) grace: Duration,
+}
+
+/// Why a container is not started: a waiting reason and a message.
+struct NotReady(&'static str, String);
+
+/// How a container's task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The pod is being stopped.
+    Stopped,
+    /// It ended and is not to be started again, with this exit code.
+    Exited(i32),
+}
+
+impl PodContext {
+    pub(crate) fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) async fn tell(&self, index: Index, change: Change) {
+        // The receiver is gone only when the pod is.
+        let _ = self.events.send((index, change)).await;
+    }
+
+    /// The environment of a container, its references read from the API.
+    pub(crate) async fn environment(&self, container: &Container) -> Result<Vec<(String, String)>, String> {
+        let (config_maps, secrets) = env::references(container);
+        let mut sources = Sources::default();
+        let client = &self.node.client;
+        for name in config_maps {
+            let found = Api::<ConfigMap>::namespaced(client.clone(), self.namespace()).get_opt(&name).await;
+            sources.config_maps.extend(found.map_err(|e| e.to_string())?.map(|found| (name, found)));
+        }
+        for name in secrets {
+            let found = Api::<Secret>::namespaced(client.clone(), self.namespace()).get_opt(&name).await;
+            sources.secrets.extend(found.map_err(|e| e.to_string())?.map(|found| (name, found)));
+        }
+        env::resolve(container, &self.pod, &self.facts, &sources).map_err(|e| e.to_string())
+    }
+
+    /// Waits out a back-off and tells of it; false when the pod is being stopped meanwhile.
+    pub(crate) async fn wait(&self, index: Index, container: &str, wait: Duration) -> bool {
+        if !wait.is_zero() {
+            let message = format!(
+                "back-off {} restarting failed container={container} pod={}_{}({})",
+                go_duration(wait),
+                self.name(),
+                self.namespace(),
+                self.uid()
+            );
+            self.tell(index, Change::Waiting { reason: "CrashLoopBackOff", message: Some(message) }).await;
+        }
+        self.sleep(wait).await
+    }
+
+    async fn sleep(&self, wait: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = self.terminate.cancelled() => false,
+            () = self.kill.cancelled() => false,
+            () = sleep(wait) => true,
+        }
+    }
+
+    /// Runs a container until the pod stops or its restart policy is satisfied.
+    pub(crate) async fn run(self: Arc<Self>, index: Index, container: Container) -> End {
+        let policy = match (index, self.spec.restart_policy.as_deref().unwrap_or("Always")) {
+            // An init container is only started again if it failed.
+            (Index::Init(_), "Always") => "OnFailure",
+            (_, policy) => policy,
+        };
+        let mut back_off = BackOff::new(self.node.config.back_off);
+        let mut attempts = 0;
+        loop {
+            if self.terminate.is_cancelled() || self.kill.is_cancelled() {
+                return End::Stopped;
+            }
+            let start = match self.prepare(&container, attempts).await {
+                Ok(start) => start,
+                Err(NotReady(reason, message)) => {
+                    attempts += 1;
+                    self.tell(index, Change::Waiting { reason, message: Some(message) }).await;
+                    if !self.sleep(self.node.config.back_off.initial).await {
+                        return End::Stopped;
+                    }
+                    continue;
+                }
+            };
+            let began = Instant::now();
+            let exit_code = self.run_once(index, &container, start).await;
+            let again = match policy {
+                "Never" => false,
+                "OnFailure" => exit_code != 0,
+                _ => true,
+            };
+            if !again {
+                return End::Exited(exit_code);
+            }
+            if !self.wait(index, &container.name, back_off.after_run(began.elapsed())).await {
+                return End::Stopped;
+            }
+        }
+    }
+
+    /// What to start, or why not.
+    async fn prepare(&self, container: &Container, attempts: u32) -> Result<Start, NotReady> {
+        let config_error = |message: String| NotReady("CreateContainerConfigError", message);
+        let image = container.image.as_deref().unwrap_or_default();
+        if !is_host_image(image) {
+            let message =
+                format!("cannot run image {image:?}: this machine runs only {HOST_IMAGE} images, programs of the host");
+            return Err(if attempts == 0 {
+                NotReady("ErrImagePull", message)
+            } else {
+                NotReady("ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"))
+            });
+        }
+        if let Some(mount) = container.volume_mounts.iter().flatten().find(|m| m.name != "knative-var-log") {
+            return Err(config_error(format!(
+                "volumeMounts: the process runtime has no file system of its own to mount {:?} at {}",
+                mount.name, mount.mount_path
+            )));
+        }
+        let identity = self.identity(container).map_err(config_error)?;
+        let mut env = self.environment(container).await.map_err(config_error)?;
+        let expand = |text: &String| env::expand(text, |name| env::lookup(&env, name));
+        let mut words = container.command.iter().flatten().chain(container.args.iter().flatten()).map(expand);
+        if container.command.as_ref().is_none_or(Vec::is_empty) {
+            return Err(config_error(format!(
+                "command: an image {HOST_IMAGE} has no program of its own; name one in the container's command"
+            )));
+        }
+        let program = words.next().unwrap_or_default();
+        let args: Vec<String> = words.collect();
+        let mark = format!("HOSTNAME={}", self.name());
+        for (name, value) in [("HOSTNAME", self.name()), ("PATH", self.node.config.path.as_str())] {
+            if env::lookup(&env, name).is_none() {
+                env.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        let declared = container.working_dir.as_deref().filter(|dir| !dir.is_empty());
+        Ok(Start {
+            id: 0,
+            program: (program != "ember").then_some(program),
+            args,
+            env,
+            dir: declared.map_or_else(|| self.node.config.working_dir.to_string_lossy().into_owned(), str::to_owned),
+            dir_is_declared: declared.is_some(),
+            identity,
+            mark,
+        })
+    }
+
+    /// The user that the container runs as: the one it asks for, or one of its service's own.
+    fn identity(&self, container: &Container) -> Result<Option<Identity>, String> {
+        let of_pod = self.spec.security_context.as_ref();
+        let own = container.security_context.as_ref();
+        let user = own.and_then(|c| c.run_as_user).or_else(|| of_pod.and_then(|c| c.run_as_user));
+        let group = own.and_then(|c| c.run_as_group).or_else(|| of_pod.and_then(|c| c.run_as_group));
+        let non_root = own.and_then(|c| c.run_as_non_root).or_else(|| of_pod.and_then(|c| c.run_as_non_root));
+        let current = nix::unistd::geteuid();
+        if let Some(user) = user {
+            let uid = u32::try_from(user).map_err(|_| format!("runAsUser: {user} is no user"))?;
+            let gid = u32::try_from(group.unwrap_or(user)).map_err(|_| "runAsGroup: no group".to_owned())?;
+            if uid == 0 && non_root == Some(true) {
+                return Err("container has runAsNonRoot and image will run as root".to_owned());
+            }
+            if uid == current.as_raw() {
+                return Ok(None);
+            }
+            if !current.is_root() {
+                return Err(format!("runAsUser: {uid}: only root can start programs as another user"));
+            }
+            return Ok(Some(Identity { uid, gid, required: true }));
+        }
+        let required = non_root == Some(true);
+        match self.node.config.service_uids.as_ref().filter(|_| current.is_root()) {
+            Some(uids) => {
+                let uid = service_uid(&self.service(), uids);
+                Ok(Some(Identity { uid, gid: uid, required }))
+            }
+            None if required && current.is_root() => {
+                Err("container has runAsNonRoot and image will run as root".to_owned())
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Who shares a user: the pods of a Knative Service, or else of a Deployment.
+    fn service(&self) -> String {
+        let label = self.pod.metadata.labels.as_ref().and_then(|l| l.get("serving.knative.dev/service"));
+        let owner = self.pod.metadata.owner_references.iter().flatten().next().map(|o| &o.name);
+        let name = label.or(owner).map_or_else(|| self.name(), String::as_str);
+        format!("{}/{name}", self.namespace())
+    }
+
+    /// One run, from start to end; returns the exit code.
+    async fn run_once(&self, index: Index, container: &Container, start: Start) -> i32 {
+        let runtime = &self.node.runtime;
+        let logs = &self.node.config.logs;
+        let log = logs.container(self.namespace(), self.name(), &container.name).rotate(logs.capacity());
+        let started_at = Timestamp::now();
+        let template = Start { args: Vec::new(), ..start.clone() };
+        let Process { id, pid, output, mut exit } = match runtime.start(start).await {
+            Ok(process) => process,
+            Err(error) => {
+                let terminated = Terminated {
+                    exit_code: 128,
+                    reason: "StartError".to_owned(),
+                    message: Some(format!("failed to start container {:?}: {error}", container.name)),
+                    started_at,
+                    finished_at: Timestamp::now(),
+                };
+                self.tell(index, Change::Terminated(terminated)).await;
+                return 128;
+            }
+        };
+        self.tell(index, Change::Running { id: format!("ember://{}-{id}-{pid}", self.uid()) }).await;
+        let pump = tokio::spawn(pump(output, Arc::clone(&log)));
+        let unhealthy = CancellationToken::new();
+        let monitor = self.monitor(index, container, &template, &unhealthy);
+        tokio::pin!(monitor);
+        let (mut monitored, mut asked, mut killed) = (true, false, false);
+        let mut deadline: Option<Instant> = None;
+        let exit_code = loop {
+            tokio::select! {
+                code = &mut exit => break code,
+                () = &mut monitor, if monitored => monitored = false,
+                () = self.terminate.cancelled(), if !asked => {
+                    (asked, monitored) = (true, false);
+                    runtime.stop(id, Stop::Terminate).await;
+                }
+                () = unhealthy.cancelled(), if !asked => {
+                    (asked, monitored) = (true, false);
+                    deadline = Some(Instant::now() + self.grace);
+                    runtime.stop(id, Stop::Terminate).await;
+                }
+                () = self.kill.cancelled(), if !killed => {
+                    (killed, monitored) = (true, false);
+                    runtime.stop(id, Stop::Kill).await;
+                }
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() && !killed => {
+                    killed = true;
+                    runtime.stop(id, Stop::Kill).await;
+                }
+            }
+        };
+        let abort = pump.abort_handle();
+        if timeout(LAST_WORDS, pump).await.is_err() {
+            abort.abort();
+        }
+        log.close();
+        let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let (exit_code, message) = match exit_code {
+            Ok(0) => (0, None),
+            Ok(code) => (code, fallback.then(|| log.message()).flatten()),
+            Err(_) => (137, Some("the process helper ended".to_owned())),
+        };
+        let terminated = Terminated {
+            exit_code,
+            reason: if exit_code == 0 { "Completed" } else { "Error" }.to_owned(),
+            message,
+            started_at,
+            finished_at: Timestamp::now(),
+        };
+        self.tell(index, Change::Terminated(terminated)).await;
+        exit_code
+    }
+
+    /// Runs the container's probes and tells what follows from them.
+    async fn monitor(&self, index: Index, container: &Container, template: &Start, unhealthy: &CancellationToken) {
+        let fail = |kind: &str, error: String| {
+            tracing::warn!(pod = self.name(), container = container.name, "{kind} probe failed: {error}");
+            unhealthy.cancel();
+        };
+        if let Some(probe) = &container.startup_probe
+            && let Err(error) = self.verdict(&mut Tally::new(probe), probe, template).await
+        {
+            return fail("Startup", error);
+        }
+        self.tell(index, Change::Started).await;
+        let readiness = async {
+            let Some(probe) = &container.readiness_probe else {
+                return self.tell(index, Change::Ready(true)).await;
+            };
+            let mut tally = Tally::new(probe);
+            loop {
+                let ready = self.verdict(&mut tally, probe, template).await.is_ok();
+                self.tell(index, Change::Ready(ready)).await;
+            }
+        };
+        let liveness = async {
+            let Some(probe) = &container.liveness_probe else { return };
+            let mut tally = Tally::new(probe);
+            loop {
+                if let Err(error) = self.verdict(&mut tally, probe, template).await {
+                    return fail("Liveness", error);
+                }
+            }
+        };
+        tokio::join!(readiness, liveness);
+    }
+
+    /// Attempts a probe until an outcome is to be believed.
+    async fn verdict(&self, tally: &mut Tally, probe: &Probe, template: &Start) -> Result<(), String> {
+        loop {
+            sleep(tally.wait()).await;
+            let outcome = self.attempt(probe, template).await;
+            if tally.count(outcome.is_ok()) {
+                return outcome;
+            }
+        }
+    }
+
+    async fn attempt(&self, probe: &Probe, template: &Start) -> Result<(), String> {
+        let Some(action) = &probe.exec else { return probe::attempt(probe).await };
+        let mut words = action.command.iter().flatten().cloned();
+        let program = words.next().ok_or("exec: no command")?;
+        let program = (program != "ember").then_some(program);
+        let start = Start { program, args: words.collect(), ..template.clone() };
+        let runtime = &self.node.runtime;
+        let process = runtime.start(start).await.map_err(|e| e.to_string())?;
+        let silent = tokio::spawn(discard(process.output));
+        let code = match timeout(Timing::of(probe).timeout, process.exit).await {
+            Ok(code) => code.unwrap_or(137),
+            Err(_) => {
+                runtime.stop(process.id, Stop::Kill).await;
+                137
+            }
+        };
+        silent.abort();
+        if code == 0 { Ok(()) } else { Err(format!("command ended with exit code {code}")) }
+    }
+}
+
+async fn pump(mut output: pipe::Receiver, log: Arc<Run>) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = output.read(&mut buffer).await {
+        log.append(&buffer[..length], Timestamp::now());
+    }
+}
+
+async fn discard(mut output: pipe::Receiver) {
+    let mut buffer = [0; 4096];
+    while let Ok(1..) = output.read(&mut buffer).await {}
+}
+
+/// With any tag or digest.
+fn is_host_image(image: &str) -> bool {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    name == HOST_IMAGE || name.strip_prefix(HOST_IMAGE).is_some_and(|rest| rest.starts_with(':'))
+}
+
+fn service_uid(service: &str, uids: &std::ops::RangeInclusive<u32>) -> u32 {
+    let digest = Sha256::digest(service.as_bytes());
+    let number = digest.iter().take(4).fold(0_u32, |n, b| n << 8 | u32::from(*b));
+    uids.start() + number % (uids.end() - uids.start() + 1)
+}
+
+/// As Go prints durations of whole seconds: `10s`, `1m20s`, `5m0s`.
+fn go_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds, seconds / 60) {
+        (0, _) => format!("{}ms", duration.as_millis()),
+        (_, 0) => format!("{seconds}s"),
+        (_, minutes) => format!("{minutes}m{}s", seconds % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_images() {
+        for image in ["dev.local/host", "dev.local/host:v1", "dev.local/host@sha256:00", "dev.local/host:v1@sha256:00"]
+        {
+            assert!(is_host_image(image), "{image}");
+        }
+        for image in ["", "dev.local/hosts", "dev.local/host/x", "docker.io/library/nginx"] {
+            assert!(!is_host_image(image), "{image}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_kubernetes_writes_them() {
+        let text = |seconds| go_duration(Duration::from_secs(seconds));
+        assert_eq!((text(10), text(80), text(300)), ("10s".into(), "1m20s".into(), "5m0s".into()));
+    }
+
+    #[test]
+    fn a_service_has_one_user_in_the_range() {
+        let uids = 1000..=1009;
+        assert_eq!(service_uid("a/b", &uids), service_uid("a/b", &uids));
+        assert!((0..100).all(|i| uids.contains(&service_uid(&format!("ns/{i}"), &uids))));
+    }
+}
