@@ -1,8 +1,26 @@
 //! Structural schemas of the custom kinds: pruning, defaulting and validation of values against them.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use parking_lot::RwLock;
+use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::status::Cause;
+
+/// The patterns of the schemas, compiled on first use; `None` for one that is not a regular expression here.
+static PATTERNS: LazyLock<RwLock<HashMap<String, Option<Regex>>>> = LazyLock::new(RwLock::default);
+
+fn matches(pattern: &str, text: &str) -> bool {
+    if let Some(known) = PATTERNS.read().get(pattern) {
+        return known.as_ref().is_none_or(|p| p.is_match(text));
+    }
+    let compiled = Regex::new(pattern).ok();
+    let result = compiled.as_ref().is_none_or(|p| p.is_match(text));
+    PATTERNS.write().insert(pattern.to_owned(), compiled);
+    result
+}
 
 /// Removes what the schema does not know and collects the paths of it.
 pub(crate) fn prune(schema: &Value, value: &mut Value, unknown: &mut Vec<String>) {
@@ -209,6 +227,10 @@ fn validate_at(schema: &Value, value: &Value, path: &str, root: bool, causes: &m
             if let Some(least) = number("minLength").filter(|least| length < *least) {
                 let detail = format!("{path} in body should be at least {least} chars long");
                 causes.push(Cause::invalid(path, value, detail));
+            }
+            let pattern = schema.get("pattern").and_then(Value::as_str);
+            if let Some(pattern) = pattern.filter(|pattern| !matches(pattern, text)) {
+                causes.push(Cause::invalid(path, value, format!("{path} in body should match '{pattern}'")));
             }
             if let Some(most) = number("maxLength").filter(|most| length > *most) {
                 causes.push(Cause {
