@@ -1,2 +1,54 @@
-//! Placeholder.
-fn main() {}
+//! The `ember` command: Knative Serving in one process, and its command line.
+
+mod cli;
+mod client;
+mod demo_app;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use client::commands;
+
+fn main() -> ExitCode {
+    // The helper starts the processes of pods: it has to be in place before there is any thread.
+    if ember_node::helper::is_invoked() {
+        ember_node::helper::main();
+        return ExitCode::SUCCESS;
+    }
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", client::apply::describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    // Only the first call in a process can install it; there is no other.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli.command {
+        Command::Up(options) => up::run(options),
+        Command::DemoApp { app } => demo_app::run(app),
+        Command::Apply { file, target } => {
+            block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))
+        }
+        Command::Get { kind, name, output, all_namespaces, target } => {
+            let namespace = (!all_namespaces).then_some(target.namespace.as_str());
+            block_on(commands::run_get(target.kubeconfig(), &kind, name.as_deref(), namespace, output))
+        }
+        Command::Delete { kind, names, target } => {
+            block_on(commands::run_delete(target.kubeconfig(), &kind, &names, &target.namespace))
+        }
+        Command::Logs { name, container, follow, target } => {
+            block_on(commands::run_logs(target.kubeconfig(), &name, &target.namespace, container, follow))
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}

@@ -1,1 +1,33 @@
-//! End-to-end and conformance tests, golden data.
+//! Drives the whole system as its users do: `ember up` as a process, its API through a Kubernetes client, its gateway
+//! through HTTP clients.
+//!
+//! Every wait is on a condition and has a deadline; nothing here sleeps for a fixed time and hopes.
+
+pub mod api;
+pub mod http;
+pub mod instance;
+pub mod load;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+/// How long anything may take on a busy machine before a test calls it broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until the answer is `Ok`, and panics with the last `Err` when it is not within `patience`.
+pub async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        let problem = match ask().await {
+            Ok(answer) => return answer,
+            Err(problem) => problem,
+        };
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {patience:?}: {problem:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,118 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::commands::Output;
+use crate::demo_app::App;
+
+/// Knative Serving in one program: HTTP services that scale to zero, wake on the next request and split traffic.
+#[derive(Debug, Parser)]
+#[command(name = "ember", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything on this machine, without Kubernetes
+    Up(Up),
+    /// Create or change what manifests describe
+    Apply {
+        /// YAML or JSON file, folder of such files, or - for standard input
+        #[arg(short, long = "filename", required = true)]
+        file: Vec<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show objects
+    Get {
+        /// Kind of object, for instance ksvc, revisions or pods
+        kind: String,
+        /// Only this object
+        name: Option<String>,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+        /// In all namespaces
+        #[arg(short = 'A', long, conflicts_with = "name")]
+        all_namespaces: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Delete objects
+    Delete {
+        /// Kind of object, for instance ksvc
+        kind: String,
+        /// Names of the objects
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print what a pod, or the newest pod of a service, has logged
+    Logs {
+        /// Name of a pod or of a service
+        name: String,
+        /// Container; by default the service's own
+        #[arg(short, long)]
+        container: Option<String>,
+        /// Go on printing as lines come
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Serve a small app to try things with
+    DemoApp {
+        /// Which app
+        #[arg(value_enum)]
+        app: App,
+    },
+}
+
+/// Which API server, which namespace.
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Kubeconfig of the API server [default: the one `ember up` writes]
+    #[arg(long, env = "EMBER_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Target {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.kubeconfig.clone().unwrap_or_else(|| crate::client::default_data_dir().join("kubeconfig"))
+    }
+}
+
+/// What `ember up` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Manifests to apply at start: file, folder, or - for standard input
+    #[arg(short, long = "filename")]
+    pub(crate) file: Vec<PathBuf>,
+    /// Folder for state, keys and the kubeconfig [default: ~/.local/share/ember]
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where the gateway listens; port 0 picks a free one
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) http: SocketAddr,
+    /// Where the API server listens; port 0 picks a free one
+    #[arg(long, default_value = "127.0.0.1:6443")]
+    pub(crate) api: SocketAddr,
+    /// Where to write the kubeconfig [default: kubeconfig in the data folder]
+    #[arg(long)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Threads that carry requests [default: one per core]
+    #[arg(long)]
+    pub(crate) workers: Option<usize>,
+    /// What to log, as RUST_LOG does, for instance info or ember_autoscaler=debug
+    #[arg(long, default_value = "warn", env = "EMBER_LOG")]
+    pub(crate) log: String,
+}

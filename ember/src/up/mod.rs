@@ -1,0 +1,356 @@
+//! `ember up`: every component in one process, on an embedded API.
+//!
+//! The control plane runs on the main thread's runtime; requests, and the sidecars of pods, on worker threads.
+
+mod announcer;
+mod descriptors;
+mod network;
+mod pod_logs;
+mod seed;
+mod sidecar;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ember_apiserver::ApiServer;
+use ember_dataplane::io::{Io, SystemClock};
+use ember_dataplane::worker::Workers;
+use ember_node::address::Block;
+use ember_reconcile::cache::Cache;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::Up;
+use crate::client::apply::{apply, describe};
+use crate::client::manifest::{self, Manifest};
+use crate::client::resources::Resources;
+use network::{ClusterNetwork, SharedNetwork};
+
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Places in the instance's block that are not for pods.
+const ACTIVATOR: u16 = 1;
+const AUTOSCALER: u16 = 2;
+const GATEWAY: u16 = 3;
+/// Where cluster-local hosts are served, on the gateway's own address.
+const INTERNAL_PORT: u16 = 8081;
+/// How long requests under way, pods and the store each have at the end; together they stay below ten seconds.
+const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
+const PODS_END: Duration = Duration::from_secs(4);
+/// What a component gets to notice that it is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Runs until Ctrl-C or SIGTERM.
+pub(crate) fn run(options: Up) -> anyhow::Result<()> {
+    if !cfg!(target_os = "linux") {
+        bail!("ember up runs on Linux only: it needs all of 127.0.0.0/8 and Linux's process control");
+    }
+    ember_telemetry::logs::init(ember_telemetry::logs::Format::Plain, &options.log)?;
+    // Before anything is started: a typing error should cost nothing.
+    let mut manifests = Vec::new();
+    for file in &options.file {
+        manifests.extend(manifest::read(file)?);
+    }
+    let files = descriptors::raise();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = Workers::start(options.workers.unwrap_or(cores))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let result = Instance::start(&options, workers.clone(), files).await;
+        let result = match result {
+            Ok(instance) => instance.serve(&manifests).await,
+            Err(error) => Err(error),
+        };
+        workers.shutdown().await;
+        result
+    })
+}
+
+/// A component that runs.
+struct Component {
+    name: &'static str,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), String>>,
+}
+
+impl Component {
+    fn spawn<E: Display>(
+        name: &'static str,
+        stop: CancellationToken,
+        run: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) -> Self {
+        let task = tokio::spawn(async move { run.await.map_err(|e| e.to_string()) });
+        Self { name, stop, task }
+    }
+
+    /// Asks it to end and waits for it, no longer than `patience`.
+    async fn end(self, patience: Duration) {
+        self.stop.cancel();
+        match tokio::time::timeout(patience, self.task).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::error!(component = self.name, %error, "ended with an error"),
+            Ok(Err(error)) => tracing::error!(component = self.name, %error, "ended badly"),
+            Err(_) => tracing::warn!(component = self.name, "did not end in time"),
+        }
+    }
+}
+
+struct Instance {
+    server: ApiServer,
+    client: Client,
+    gateway: SocketAddr,
+    api: SocketAddr,
+    kubeconfig: PathBuf,
+    files: u64,
+    /// In the order in which they end.
+    components: Vec<(Component, Duration)>,
+    background: TaskTracker,
+    /// Ends what the components still need while they end.
+    last: CancellationToken,
+    _claim: ember_node::address::BlockClaim,
+}
+
+impl Instance {
+    async fn start(options: &Up, workers: Workers, files: u64) -> anyhow::Result<Self> {
+        let data_dir = options.data_dir.clone().unwrap_or_else(crate::client::default_data_dir);
+        let config = ember_apiserver::Config::new(&data_dir);
+        let server = ApiServer::open(config)?;
+        let client = server.client();
+        let claim = Block::claim().context("cannot claim addresses for pods")?;
+        let block = claim.block();
+        let last = CancellationToken::new();
+        let background = TaskTracker::new();
+
+        let (services, endpoints) = (Cache::new(), Cache::new());
+        let network: SharedNetwork =
+            Arc::new(ClusterNetwork::new(CLUSTER_DOMAIN, services.clone(), endpoints.clone()));
+        let gateway = network.open(options.http).with_context(|| {
+            format!("cannot listen on {} (--http): is another program, or another ember, there?", options.http)
+        })?;
+        let listener = tokio::net::TcpListener::bind(options.api)
+            .await
+            .with_context(|| format!("cannot listen on {} (--api)", options.api))?;
+        let api = listener.local_addr()?;
+        let kubeconfig = options.kubeconfig.clone().unwrap_or_else(|| data_dir.join("kubeconfig"));
+        server.write_kubeconfig(&kubeconfig, api)?;
+
+        let serving = server.clone();
+        let stop_api = last.clone();
+        background.spawn(async move { serving.serve(listener, stop_api).await });
+        let own = |offset| IpAddr::V4(block.address(offset));
+        let addresses = seed::Addresses {
+            activator: own(ACTIVATOR),
+            autoscaler: own(AUTOSCALER),
+            gateway: own(GATEWAY),
+            internal_port: INTERNAL_PORT,
+            external_port: gateway.port(),
+        };
+        seed::seed(&client, addresses).await?;
+        background.spawn(services.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
+        background.spawn(endpoints.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
+
+        let io = Io { clock: Arc::new(SystemClock), network };
+        let mut instance = Self {
+            server,
+            client,
+            gateway,
+            api,
+            kubeconfig,
+            files,
+            components: Vec::new(),
+            background,
+            last,
+            _claim: claim,
+        };
+        instance.start_components(block, addresses, &io, &workers)?;
+        Ok(instance)
+    }
+
+    fn start_components(
+        &mut self,
+        block: Block,
+        addresses: seed::Addresses,
+        io: &Io,
+        workers: &Workers,
+    ) -> anyhow::Result<()> {
+        let client = || self.client.clone();
+        let stop = CancellationToken::new;
+
+        let ingress = ember_ingress::Config {
+            listen: self.gateway,
+            listen_internal: Some(SocketAddr::new(addresses.gateway, INTERNAL_PORT)),
+            ingress_class: seed::INGRESS_CLASS.to_owned(),
+            service_host: format!("ember-gateway.knative-serving.svc.{CLUSTER_DOMAIN}"),
+            drain_timeout: GATEWAY_DRAIN,
+            ..ember_ingress::Config::default()
+        };
+        let token = stop();
+        let ingress = Component::spawn(
+            "ingress",
+            token.clone(),
+            ember_ingress::run(ingress, io.clone(), client(), workers.clone(), token),
+        );
+
+        let activator = ember_activator::Config {
+            bind: addresses.activator,
+            pod_ip: addresses.activator.to_string(),
+            autoscaler: (format!("autoscaler.knative-serving.svc.{CLUSTER_DOMAIN}"), 8080),
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+            first_reconnect: Duration::from_millis(5),
+            longest_reconnect: Duration::from_millis(200),
+            // The gateway is its only client and has ended before.
+            drain_settle: Duration::ZERO,
+            drain_timeout: LAST_WORDS,
+            ..ember_activator::Config::default()
+        };
+        let token = stop();
+        let activator = Component::spawn(
+            "activator",
+            token.clone(),
+            ember_activator::run(activator, io.clone(), client(), workers.clone(), token),
+        );
+
+        let mut node = ember_node::Config::new(block)?;
+        node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
+        node.shutdown_grace = PODS_END;
+        self.server.set_pod_logs(Arc::new(pod_logs::NodeLogs(node.logs.clone())));
+        let sidecar = Arc::new(sidecar::InProcess { io: io.clone(), workers: workers.clone() });
+        let token = stop();
+        let node = Component::spawn("node", token.clone(), ember_node::run(node, client(), sidecar, token));
+
+        let autoscaler = ember_autoscaler::Config {
+            stats_addr: SocketAddr::new(addresses.autoscaler, 8080),
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+            shutdown_timeout: LAST_WORDS,
+            ..ember_autoscaler::Config::default()
+        };
+        let token = stop();
+        let autoscaler = Component::spawn(
+            "autoscaler",
+            token.clone(),
+            ember_autoscaler::run(autoscaler, io.clone(), client(), token),
+        );
+
+        let controller =
+            ember_controller::Config { cluster_domain: CLUSTER_DOMAIN.to_owned(), ..Default::default() };
+        let token = stop();
+        let controller =
+            Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token));
+
+        self.components = vec![
+            (ingress, GATEWAY_DRAIN + LAST_WORDS),
+            (activator, LAST_WORDS * 2),
+            // Before the node: what it takes down must not be scaled up again.
+            (autoscaler, LAST_WORDS),
+            (controller, LAST_WORDS),
+            (node, PODS_END + LAST_WORDS),
+        ];
+        Ok(())
+    }
+
+    /// Applies the manifests and stays until a signal comes or a component fails.
+    async fn serve(mut self, manifests: &[Manifest]) -> anyhow::Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let work = async {
+            self.listening().await;
+            self.announce()?;
+            self.background.spawn(announcer::run(self.client.clone(), self.gateway, self.last.clone()));
+            apply_all(&self.client, manifests).await
+        };
+        let result = tokio::select! {
+            result = work => result,
+            _ = interrupt.recv() => return self.end(Ok(())).await,
+            _ = terminate.recv() => return self.end(Ok(())).await,
+        };
+        if result.is_err() {
+            return self.end(result).await;
+        }
+        let tasks = self.components.iter_mut().map(|(component, _)| {
+            let name = component.name;
+            Box::pin(async move { (name, (&mut component.task).await) })
+        });
+        let result = tokio::select! {
+            ((name, ended), index, _) = futures::future::select_all(tasks) => {
+                self.components.remove(index);
+                Err(match ended {
+                    Ok(Ok(())) => anyhow::anyhow!("{name} ended by itself"),
+                    Ok(Err(error)) => anyhow::anyhow!("{name}: {error}"),
+                    Err(error) => anyhow::anyhow!("{name}: {error}"),
+                })
+            }
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+        };
+        self.end(result).await
+    }
+
+    /// Waits until the gateway takes connections: its caches are synced then.
+    async fn listening(&self) {
+        let pause = Duration::from_millis(2);
+        while tokio::net::TcpStream::connect(self.gateway).await.is_err() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn announce(&self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "Ember {} is up; Ctrl-C ends it.", ember_telemetry::build::VERSION)?;
+        writeln!(out, "  gateway     http://{}", self.gateway)?;
+        writeln!(out, "  api         https://{}", self.api)?;
+        writeln!(out, "  kubeconfig  {}", self.kubeconfig.display())?;
+        writeln!(out, "  limits      {} open files", self.files)?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Ends everything in order; a second signal ends the process at once.
+    async fn end(mut self, result: anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let ending = async {
+            for (component, patience) in std::mem::take(&mut self.components) {
+                component.end(patience).await;
+            }
+            if let Err(error) = self.server.flush().await {
+                tracing::error!(%error, "not everything is on disk");
+            }
+            self.last.cancel();
+            self.background.close();
+            // What is left are watches and API connections: they end with `last`.
+            let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
+            self.server.close();
+        };
+        tokio::select! {
+            () = ending => result,
+            _ = interrupt.recv() => bail!("interrupted again: ended at once"),
+            _ = terminate.recv() => bail!("interrupted again: ended at once"),
+        }
+    }
+}
+
+/// Applies manifests in order; the first that is refused ends it.
+async fn apply_all(client: &Client, manifests: &[Manifest]) -> anyhow::Result<()> {
+    if manifests.is_empty() {
+        return Ok(());
+    }
+    let resources = Resources::discover(client).await?;
+    for (index, manifest) in manifests.iter().enumerate() {
+        let applied = apply(client, &resources, manifest, "default").await?;
+        writeln!(std::io::stdout(), "{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name())?;
+        let again = |later: &Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
+        if manifests[index + 1..].iter().any(again)
+            && let Err(error) = crate::client::apply::wait_ready(client, &resources, manifest, "default").await
+        {
+            writeln!(std::io::stderr(), "warning: {}", describe(&error))?;
+        }
+    }
+    Ok(())
+}

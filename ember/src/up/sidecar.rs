@@ -1,0 +1,45 @@
+//! The sidecar of a pod as tasks of this process: the same library, configured from the same environment, as the
+//! container on Kubernetes.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ember_dataplane::io::Io;
+use ember_dataplane::worker::Workers;
+use ember_node::{Sidecar, SidecarHandle, SidecarSpec};
+use ember_queue_proxy::Config;
+use futures::FutureExt;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How long a draining sidecar waits for stragglers: routing in this process lets go of a pod within milliseconds.
+const QUIET_PERIOD: Duration = Duration::from_millis(100);
+
+/// Starts sidecars on the request workers, one worker each.
+pub(crate) struct InProcess {
+    pub(crate) io: Io,
+    pub(crate) workers: Workers,
+}
+
+impl Sidecar for InProcess {
+    fn start(&self, spec: SidecarSpec) -> Result<SidecarHandle, String> {
+        let mut config = Config::from_env(spec.env).map_err(|error| error.to_string())?;
+        config.bind = spec.pod_ip;
+        config.app_host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        config.drain_quiet_period = QUIET_PERIOD;
+        let (ready, readiness) = watch::channel(false);
+        let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
+        let (end, ended) = oneshot::channel();
+        let (io, draining, killed) = (self.io.clone(), drain.clone(), kill.clone());
+        self.workers.spawn(self.workers.next(), move || async move {
+            let result = tokio::select! {
+                () = killed.cancelled() => Ok(()),
+                result = ember_queue_proxy::run(config, io, ready, draining) => result.map_err(|e| e.to_string()),
+            };
+            // Nobody may be waiting any more.
+            let _ = end.send(result);
+        });
+        let stopped = ended.map(|result| result.unwrap_or_else(|_| Err("the sidecar's task failed".to_owned())));
+        Ok(SidecarHandle { readiness, drain, kill, stopped: stopped.boxed() })
+    }
+}
