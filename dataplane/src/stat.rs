@@ -1,9 +1,15 @@
 //! The messages that carry statistics to the autoscaler: proto3, package `metrics`, derives written by hand.
 
+use bytes::Bytes;
+use prost::Message as _;
+
 /// Content type of queue-proxy's statistics.
 pub const CONTENT_TYPE: &str = "application/protobuf";
 /// The most the autoscaler reads of them, in bytes.
 pub const MAX_BYTES: usize = 336;
+
+/// Not such a message.
+pub use prost::DecodeError;
 
 /// Statistics of one pod over one window.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -31,6 +37,22 @@ pub struct Stat {
     pub timestamp: i64,
 }
 
+impl Stat {
+    /// The message as it goes over the wire.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.encode_to_vec().into()
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// The bytes are none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode(bytes)
+    }
+}
+
 /// Statistics about one revision.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WireStatMessage {
@@ -53,10 +75,24 @@ pub struct WireStatMessages {
     pub messages: Vec<WireStatMessage>,
 }
 
+impl WireStatMessages {
+    /// The message as it goes over the wire.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.encode_to_vec().into()
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// The bytes are none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::*;
 
     #[test]

@@ -1,1 +1,206 @@
 //! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.
+//!
+//! It runs as tasks of the runtime that calls [`run`]; many sidecars may share one. Environment in, contract ports
+//! out: data on 8012 or 8013, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
+//! where the cluster asks for it.
+
+mod admin;
+pub mod config;
+mod forwarded;
+pub mod observability;
+pub mod readiness;
+mod reporter;
+mod request;
+mod request_metrics;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ember_dataplane::address::Address;
+use ember_dataplane::breaker::{Breaker, InvalidBreaker};
+use ember_dataplane::drain::{Drain, Quiet};
+use ember_dataplane::io::{Io, Listener};
+use ember_dataplane::metrics::Exposition;
+use ember_dataplane::pool::{self, Pool};
+use ember_dataplane::proxy::Proxy;
+use ember_dataplane::server::{self, Handler, Options};
+use ember_dataplane::worker::Workers;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, ConfigError};
+
+use admin::Admin;
+use observability::MetricsProtocol;
+use readiness::Readiness;
+use reporter::{Reporter, StatEndpoint};
+use request::Data;
+use request_metrics::RequestMetrics;
+
+/// Requests that may wait, for each that may run.
+const QUEUE_DEPTH: usize = 10;
+/// Idle connections to the app where concurrency is not limited.
+const MAX_IDLE: usize = 1000;
+/// How long the answers of the other ports may take at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// The sidecar cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port cannot be listened on.
+    #[error("listening on {addr}: {source}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The concurrency limit makes no breaker.
+    #[error(transparent)]
+    Breaker(#[from] InvalidBreaker),
+}
+
+/// Cuts everything when the sidecar's future is dropped: its tasks do not outlive it.
+struct AbortOnDrop(Vec<Drain>, CancellationToken);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.1.cancel();
+        for drain in &self.0 {
+            drain.abort();
+        }
+    }
+}
+
+/// Runs the sidecar until `shutdown` is cancelled (SIGTERM) and traffic has drained. `readiness` is told whether the
+/// app answers. Dropping the future cuts everything off.
+///
+/// # Errors
+/// A port that cannot be listened on.
+pub async fn run(
+    config: Config,
+    io: Io,
+    readiness: watch::Sender<bool>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let (data, streams, side) = (Drain::new(), Drain::new(), Drain::new());
+    let stop_probing = CancellationToken::new();
+    let _abort = AbortOnDrop(vec![data.clone(), streams.clone(), side.clone()], stop_probing.clone());
+    let workers = Workers::current();
+    let options = Options::default();
+
+    // Everything is listened on before anything is served: a sidecar runs whole or not at all.
+    let listen = async |ip, port| listen(&io, ip, port).await;
+    let data_listener = listen(config.bind, config.serving_port).await?;
+    let admin_listener = listen(config.bind, config.admin_port).await?;
+    let stat_listener = listen(config.bind, config.stat_port).await?;
+    let observability = &config.observability;
+    let prometheus = match observability.request_metrics {
+        MetricsProtocol::Prometheus => {
+            let ip = observability.prometheus_host.unwrap_or(config.bind);
+            Some(listen(ip, observability.port()).await?)
+        }
+        _ => None,
+    };
+
+    let breaker = match config.container_concurrency {
+        Some(limit) => Some(Breaker::new(limit.saturating_mul(QUEUE_DEPTH), limit, limit)?),
+        None => None,
+    };
+    let quiet = Quiet::new(config.drain_quiet_period);
+    let drained = CancellationToken::new();
+    let reporter = Arc::new(Reporter::new(config.pod.clone(), config.stat_period));
+    let prober =
+        Readiness::new(config.readiness_probes.clone(), io.clone(), config.app_host, stop_probing.clone());
+    let mut metrics = None;
+    if let Some(listener) = prometheus {
+        let mut registry = Registry::default();
+        metrics = Some(Arc::new(RequestMetrics::new(&mut registry, breaker.is_some())));
+        serve(listener, &workers, &options, &side, Exposition::new(Arc::new(registry)));
+    }
+    let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
+    let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
+    let handler = Data {
+        proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
+        app: Address::from((config.app_host, config.user_port)),
+        timeouts: config.timeouts,
+        breaker,
+        reporter: Arc::clone(&reporter),
+        metrics,
+        readiness: prober.clone(),
+        quiet: quiet.clone(),
+    };
+    let admin = Admin {
+        quiet: quiet.clone(),
+        shutdown: shutdown.clone(),
+        drained: drained.clone(),
+        reset_after: config.drain_reset_after,
+    };
+    serve(data_listener, &workers, &options, &data, handler);
+    serve(admin_listener, &workers, &options, &side, admin);
+    serve(stat_listener, &workers, &options, &side, StatEndpoint(Arc::clone(&reporter)));
+    let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
+    side.tasks().spawn(ticking);
+    let probing = tokio::spawn(prober.run(readiness));
+    tracing::info!(pod = config.pod, "starting queue-proxy");
+
+    shutdown.cancelled().await;
+    tracing::info!(pod = config.pod, "draining");
+    // Probes are refused and answers announce the end from this moment; requests are served.
+    quiet.begin();
+    data.announce();
+    stop_probing.cancel();
+    let _ = probing.await;
+    quiet.quiet().await;
+    let until = Instant::now() + config.drain_timeout;
+    let in_flight = async {
+        tokio::join!(
+            async {
+                if tokio::time::timeout_at(until, quiet.idle()).await.is_err() {
+                    tracing::warn!(in_flight = quiet.in_flight(), "cutting requests that outlast the drain");
+                }
+            },
+            async {
+                let upgraded = tokio::time::sleep(config.drain_upgraded_timeout.min(config.drain_timeout));
+                tokio::select! {
+                    () = upgraded => streams.abort(),
+                    () = quiet.idle() => {}
+                }
+            }
+        )
+    };
+    in_flight.await;
+    drained.cancel();
+    let rest = until.saturating_duration_since(Instant::now());
+    data.finish(rest).await;
+    streams.finish(Duration::ZERO).await;
+    side.finish(LAST_ANSWERS).await;
+    tracing::info!(pod = config.pod, "drained");
+    Ok(())
+}
+
+/// Listens on `ip`; on a machine without IPv6, all addresses are all IPv4 addresses.
+async fn listen(io: &Io, ip: IpAddr, port: u16) -> Result<Listener, Error> {
+    let addr = SocketAddr::new(ip, port);
+    match io.network.listen(addr).await {
+        Ok(listener) => Ok(listener),
+        Err(source) if source.kind() != io::ErrorKind::AddrInUse && ip.is_ipv6() && ip.is_unspecified() => {
+            let addr = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+            io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })
+        }
+        Err(source) => Err(Error::Listen { addr, source }),
+    }
+}
+
+fn serve<H: Handler>(listener: Listener, workers: &Workers, options: &Options, drain: &Drain, handler: H) {
+    let (workers, options, drain) = (workers.clone(), options.clone(), drain.clone());
+    let handler = Arc::new(handler);
+    let tasks = drain.tasks().clone();
+    tasks.spawn(async move {
+        server::serve(listener, &workers, &options, &drain, |_| Arc::clone(&handler)).await;
+    });
+}

@@ -1,2 +1,52 @@
-//! Placeholder.
-fn main() {}
+//! The `queue-proxy` container: environment in, one runtime, SIGTERM drains.
+
+use std::process::ExitCode;
+
+use ember_dataplane::io::Io;
+use ember_queue_proxy::Config;
+use ember_telemetry::logs;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
+    let config = Config::from_env(std::env::vars())?;
+    let level = match config.logging_level.to_ascii_lowercase().as_str() {
+        level @ ("debug" | "warn" | "error") => level.to_owned(),
+        // Beyond errors zap has levels of its own.
+        "dpanic" | "panic" | "fatal" => "error".to_owned(),
+        _ => "info".to_owned(),
+    };
+    logs::init(logs::Format::Json, &level)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (readiness, _) = watch::channel(false);
+    let running = ember_queue_proxy::run(config, Io::system(), readiness, shutdown.clone());
+    tokio::pin!(running);
+    loop {
+        tokio::select! {
+            ended = &mut running => return Ok(ended?),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if shutdown.is_cancelled() {
+            anyhow::bail!("second signal: exiting at once");
+        }
+        shutdown.cancel();
+    }
+}

@@ -1,0 +1,155 @@
+//! A request on the data port: answer a probe, or count, admit, proxy.
+
+use std::sync::Arc;
+
+use ember_dataplane::address::Address;
+use ember_dataplane::body::Body;
+use ember_dataplane::breaker::Breaker;
+use ember_dataplane::drain::Quiet;
+use ember_dataplane::error::{ProxyError, http_error, respond, status, timed_out};
+use ember_dataplane::header::{NAMESPACE, ORIGINAL_HOST, PROXY_REQUEST, REVISION};
+use ember_dataplane::probe;
+use ember_dataplane::proxy::{Outbound, Proxy};
+use ember_dataplane::server::{Conn, Handler};
+use ember_dataplane::stats::Kind;
+use ember_dataplane::timeout::{Deadlines, Timeouts};
+use http::{HeaderMap, Request, Response, StatusCode, header};
+
+use crate::forwarded;
+use crate::readiness::Readiness;
+use crate::reporter::Reporter;
+use crate::request_metrics::RequestMetrics;
+
+/// Body of the 504, and what is appended to a response that is cut.
+const TIMEOUT_TEXT: &str = "request timeout";
+
+/// The data port's handler.
+pub(crate) struct Data {
+    pub(crate) proxy: Proxy,
+    pub(crate) app: Address,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) breaker: Option<Breaker>,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) metrics: Option<Arc<RequestMetrics>>,
+    pub(crate) readiness: Readiness,
+    pub(crate) quiet: Quiet,
+}
+
+impl Handler for Data {
+    async fn handle(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
+        if let Some(answer) = self.answer_probe(request.headers()).await {
+            return answer;
+        }
+        // Held until the exchange is over, also if it ends here.
+        let in_flight = self.quiet.enter();
+        let deadlines = self.timeouts.start();
+        forwarded::add(request.headers_mut());
+        let mut response = match deadlines.before_response(self.admit(request, conn, deadlines)).await {
+            Ok(mut response) => {
+                response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
+                response
+            }
+            Err(expired) => {
+                tracing::info!("{expired}");
+                timed_out(TIMEOUT_TEXT)
+            }
+        };
+        response.body_mut().attach(in_flight);
+        response
+    }
+}
+
+impl Data {
+    /// Probes are answered on every path and by every method.
+    async fn answer_probe(&self, headers: &HeaderMap) -> Option<Response<Body>> {
+        let health_check = probe::is_health_check(headers);
+        let asked = probe::network_probe(headers);
+        if !health_check && asked != probe::PROBE.as_bytes() {
+            return None;
+        }
+        if self.quiet.is_draining() {
+            return Some(shutting_down());
+        }
+        if !health_check {
+            return Some(probe::echo(headers));
+        }
+        if asked != probe::QUEUE.as_bytes() {
+            let asked = String::from_utf8_lossy(asked);
+            return Some(http_error(
+                StatusCode::BAD_REQUEST,
+                &format!("unexpected probe header value: {asked}"),
+            ));
+        }
+        let ready = self.readiness.check().await;
+        Some(if self.quiet.is_draining() {
+            // The question was held, and the answer has changed.
+            shutting_down()
+        } else if ready {
+            probe::success(probe::QUEUE)
+        } else {
+            status(StatusCode::SERVICE_UNAVAILABLE)
+        })
+    }
+
+    /// Counts the request and waits for its turn.
+    async fn admit(
+        &self,
+        mut request: Request<Body>,
+        conn: &Arc<Conn>,
+        deadlines: Deadlines,
+    ) -> Response<Body> {
+        if probe::is_kubelet_probe(request.headers()) {
+            return self.forward(request, conn, deadlines).await;
+        }
+        let proxied = request.headers().get(PROXY_REQUEST).is_some_and(|by| by == probe::ACTIVATOR);
+        let counted = self.reporter.count(if proxied { Kind::Proxied } else { Kind::Direct });
+        if let Some(host) = request.headers_mut().remove(ORIGINAL_HOST).filter(|host| !host.is_empty()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let Some(breaker) = &self.breaker else {
+            let mut response = self.forward(request, conn, deadlines).await;
+            response.body_mut().attach(counted);
+            return response;
+        };
+        let enqueued = self.metrics.as_ref().map(RequestMetrics::enqueued);
+        let Ok(permit) = breaker.acquire().await else {
+            return respond(&ProxyError::QueueFull);
+        };
+        let mut response = self.forward(request, conn, deadlines).await;
+        response.body_mut().attach((permit, enqueued, counted));
+        response
+    }
+
+    /// Proxies to the app.
+    async fn forward(
+        &self,
+        request: Request<Body>,
+        conn: &Arc<Conn>,
+        deadlines: Deadlines,
+    ) -> Response<Body> {
+        let invocation = match &self.metrics {
+            Some(metrics) if !probe::is_probe(request.headers()) => Some(metrics.started()),
+            _ => None,
+        };
+        let answered = async {
+            let mut outbound = Outbound::new(request, conn)?;
+            outbound.headers_mut().remove(REVISION);
+            outbound.headers_mut().remove(NAMESPACE);
+            // There is nowhere else to send it: a request that may be repeated is an error here too.
+            let response = self.proxy.forward(outbound, &self.app, deadlines.total()).await?;
+            Ok::<_, ProxyError>(response)
+        };
+        let mut response = answered.await.unwrap_or_else(|error| {
+            tracing::error!("error reverse proxying request: {error}");
+            respond(&error)
+        });
+        if let Some(invocation) = invocation {
+            invocation.answered(&mut response);
+        }
+        response
+    }
+}
+
+fn shutting_down() -> Response<Body> {
+    http_error(StatusCode::SERVICE_UNAVAILABLE, "shutting down")
+}
