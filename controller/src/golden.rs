@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use ember_api::status::Conditioned;
 use ember_reconcile::apply::{Action, Verb};
 use jiff::{SignedDuration, Timestamp};
 use kube::core::Resource;
@@ -23,11 +24,16 @@ fn folder() -> PathBuf {
 
 /// The cases of a file. Panics when there are none: an empty list must not pass for success.
 pub(crate) fn cases<T: DeserializeOwned>(file: &str) -> Vec<T> {
+    list(file, "cases")
+}
+
+/// A list of a file. Panics when it is empty.
+pub(crate) fn list<T: DeserializeOwned>(file: &str, name: &str) -> Vec<T> {
     let path = folder().join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut file: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let cases: Vec<T> = serde_json::from_value(file["cases"].take()).expect("cases of the expected shape");
-    assert!(!cases.is_empty(), "{} holds no cases", path.display());
+    let cases: Vec<T> = serde_json::from_value(file[name].take()).expect("cases of the expected shape");
+    assert!(!cases.is_empty(), "{} holds no {name}", path.display());
     cases
 }
 
@@ -87,6 +93,9 @@ pub(crate) struct Reconcile {
     #[serde(rename = "in")]
     pub(crate) given: Given,
     expect: Expected,
+    /// A client whose writes have no order.
+    #[serde(skip)]
+    unordered: Option<&'static str>,
 }
 
 /// The state before.
@@ -230,23 +239,28 @@ impl Reconcile {
         self.expect.actions.iter_mut().for_each(|action| within(action, garbled, meant));
     }
 
-    /// Brings expected writes that have no order of their own into the order of their names.
-    pub(crate) fn sort_expected(&mut self) {
-        self.expect.actions.sort_by_key(order);
+    /// Writes through `client` have no order of their own in this case, except those on one object.
+    pub(crate) fn ignore_order(&mut self, client: &'static str) {
+        self.unordered = Some(client);
     }
 
     /// What the plan does otherwise than expected, if anything. `original` is the object the plan is for.
     pub(crate) fn compare<K>(&self, original: &K, plan: Plan<K>) -> Option<String>
     where
-        K: Resource<DynamicType = ()> + Serialize + Clone,
+        K: Conditioned + Resource<DynamicType = ()> + Serialize + Clone,
     {
         let (actions, events, error, requeue) = self.carry_out(original, plan);
         let mut wrong = Vec::new();
         for client in ["serving", "networking", "caching", "kube"] {
-            let expected: Vec<Value> =
-                self.expect.actions.iter().filter(|action| action["client"] == client).cloned().map(comparable).collect();
-            let ours: Vec<Value> =
-                actions.iter().filter(|action| action["client"] == client).cloned().map(comparable).collect();
+            let of_client = |actions: &[Value]| {
+                let actions = actions.iter().filter(|action| action["client"] == client);
+                let mut actions: Vec<Value> = actions.cloned().map(comparable).collect();
+                if self.unordered == Some(client) {
+                    actions.sort_by_key(resource_and_name);
+                }
+                actions
+            };
+            let (expected, ours) = (of_client(&self.expect.actions), of_client(&actions));
             wrong.extend(differences(client, &Value::from(ours), &Value::from(expected)));
         }
         if events != self.expect.events {
@@ -268,7 +282,7 @@ impl Reconcile {
         plan: Plan<K>,
     ) -> (Vec<Value>, Vec<String>, Option<String>, Option<i64>)
     where
-        K: Resource<DynamicType = ()> + Serialize + Clone,
+        K: Conditioned + Resource<DynamicType = ()> + Serialize + Clone,
     {
         let text = |event: &EventText| format!("{} {} {}", event.kind.as_str(), event.reason, event.message);
         let (mut actions, mut events, mut error, mut object) = (Vec::new(), Vec::new(), plan.error, plan.object);
@@ -302,6 +316,12 @@ impl Reconcile {
     }
 }
 
+fn resource_and_name(action: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = action.get("name").unwrap_or_else(|| &action["object"]["metadata"]["name"]);
+    (text(&action["resource"]), text(name))
+}
+
 /// An action as the golden data describes it.
 fn described(action: &Action) -> Value {
     let client = match action.resource.group.as_ref() {
@@ -315,7 +335,7 @@ fn described(action: &Action) -> Value {
         Verb::Update(object) => ("update", json!({"object": object})),
         Verb::UpdateStatus(object) => ("update", json!({"object": object, "subresource": "status"})),
         Verb::MergePatch(patch) | Verb::JsonPatch(patch) => {
-            ("patch", json!({"name": action.name, "patch": patch.to_string()}))
+            ("patch", json!({"name": action.name, "patch": patch}))
         }
         Verb::Delete { .. } => ("delete", json!({"name": action.name})),
     };
@@ -331,6 +351,13 @@ fn described(action: &Action) -> Value {
 /// are JSON are taken as what they say.
 fn comparable(mut action: Value) -> Value {
     let creates = action["verb"] == "create";
+    if let Some(fields) = action.as_object_mut() {
+        fields.remove("patchType");
+    }
+    // In a patch what is null or empty says something: it takes away.
+    if let Some(patch) = action.get_mut("patch") {
+        *patch = patch.to_string().into();
+    }
     if let Some(object) = action.get_mut("object") {
         if creates && let Some(fields) = object.as_object_mut() {
             fields.remove("status");
@@ -344,7 +371,11 @@ fn comparable(mut action: Value) -> Value {
 pub(crate) fn normalise(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            for key in ["lastTransitionTime", "creationTimestamp", "serving.knative.dev/deployment-hash"] {
+            // Unset ports are zero in the reference's objects.
+            if fields.get("targetPort").is_some_and(|port| port == 0) {
+                fields.remove("targetPort");
+            }
+            for key in ["lastTransitionTime", "creationTimestamp", "resourceVersion", "serving.knative.dev/deployment-hash"] {
                 fields.remove(key);
             }
             fields.values_mut().for_each(normalise);

@@ -220,3 +220,31 @@ fn revision(configuration: &Configuration, now: Timestamp) -> Revision {
 pub(crate) fn seconds(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, Reconcile, Report};
+
+    #[test]
+    fn golden_reconcile_configuration() {
+        let mut report = Report::new("reconcile_configuration.json");
+        for case in golden::cases::<Reconcile>("reconcile_configuration.json") {
+            let (namespace, name) = case.given.key();
+            let configuration: Configuration = case.given.get(namespace, name).expect("the Configuration");
+            let named = configuration.spec.template.metadata.name.clone();
+            let revisions = case.given.all::<Revision>().into_iter();
+            let observed = Observed {
+                revisions: revisions
+                    .filter(|r| label(&r.metadata, labels::CONFIGURATION) == Some(name))
+                    .map(Arc::new)
+                    .collect(),
+                named_revision: named.and_then(|name| case.given.get(namespace, &name)).map(Arc::new),
+                configuration: Arc::new(configuration),
+            };
+            let plan = plan(&observed, case.given.now());
+            report.check(&case.id, case.compare(&*observed.configuration, plan));
+        }
+        report.finish();
+    }
+}

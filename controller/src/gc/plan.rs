@@ -22,8 +22,11 @@ pub(crate) fn plan(
         return Vec::new();
     }
     let fewest = usize::try_from(config.min_non_active_revisions).unwrap_or(usize::MAX);
-    let mut idle: Vec<&Revision> =
-        revisions.iter().map(|revision| &**revision).filter(|revision| !is_active(revision, configuration)).collect();
+    let mut idle: Vec<&Revision> = revisions
+        .iter()
+        .map(|revision| &**revision)
+        .filter(|revision| !is_active(revision, configuration))
+        .collect();
     if idle.len() <= fewest {
         return Vec::new();
     }
@@ -44,14 +47,20 @@ pub(crate) fn plan(
     }
     if let Some(most) = config.max_non_active_revisions {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        actions.extend(kept.iter().take(kept.len().saturating_sub(most)).map(|revision| Action::delete(*revision)));
+        actions.extend(
+            kept.iter().take(kept.len().saturating_sub(most)).map(|revision| Action::delete(*revision)),
+        );
     }
     actions
 }
 
 fn is_active(revision: &Revision, configuration: &Configuration) -> bool {
-    let kept = revision.annotations().get(annotations::NO_GC).is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    kept || revision.name_any() == super::latest_ready(configuration) || revision.routing_state() != Some(RoutingState::Reserve)
+    let kept = revision
+        .annotations()
+        .get(annotations::NO_GC)
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    kept || revision.name_any() == super::latest_ready(configuration)
+        || revision.routing_state() != Some(RoutingState::Reserve)
 }
 
 fn created(revision: &Revision) -> Timestamp {

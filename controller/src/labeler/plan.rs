@@ -202,3 +202,40 @@ fn metadata_patch(annotations: Map<String, Value>, labels: Map<String, Value>) -
     }
     (!metadata.is_empty()).then(|| json!({ "metadata": metadata }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, Reconcile, Report};
+    use crate::route::golden::{Objects, tracked};
+
+    impl Namespace for Objects {
+        fn configurations(&self) -> Vec<Arc<Configuration>> {
+            self.configurations.values().cloned().collect()
+        }
+
+        fn active_revisions(&self) -> Vec<Arc<Revision>> {
+            let active = |r: &&Arc<Revision>| label(&r.metadata, labels::ROUTING_STATE) == Some("active");
+            self.revisions.values().filter(active).cloned().collect()
+        }
+    }
+
+    #[test]
+    fn golden_reconcile_labeler() {
+        let mut report = Report::new("reconcile_labeler.json");
+        for mut case in golden::cases::<Reconcile>("reconcile_labeler.json") {
+            let (namespace, name) = case.given.key();
+            let route: Route = case.given.get(namespace, name).expect("the Route");
+            let decided = plan(&route, &Objects::of(&case.given), case.given.now());
+            // Patches of different objects have no order among themselves.
+            case.ignore_order("serving");
+            let mut failure = case.compare(&route, decided.plan).unwrap_or_default();
+            let tracked = tracked(&decided.references);
+            if tracked != case.tracked() {
+                failure.push_str(&format!("\n  tracked: ours {tracked:?}, expected {:?}", case.tracked()));
+            }
+            report.check(&case.id, (!failure.is_empty()).then_some(failure));
+        }
+        report.finish();
+    }
+}

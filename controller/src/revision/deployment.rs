@@ -6,14 +6,12 @@ use std::fmt::Write as _;
 use ember_api::configmaps::deployment::AffinityType;
 use ember_api::serving::v1::Revision;
 use ember_api::{annotations, golang, labels, names};
-use k8s_openapi::api::apps::v1::{
-    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
-};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity,
-    PodSpec, PodTemplateSpec, ProjectedVolumeSource, SecretVolumeSource, ServiceAccountTokenProjection, Volume,
-    VolumeMount, VolumeProjection, WeightedPodAffinityTerm,
+    Affinity, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource,
+    EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, PodAffinityTerm,
+    PodAntiAffinity, PodSpec, PodTemplateSpec, ProjectedVolumeSource, SecretVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -111,7 +109,8 @@ pub(super) fn hash(deployment: &Deployment) -> String {
     };
     // All maps of the API types are ordered and keyed by strings: the text is canonical and there always is one.
     let text = serde_json::to_vec(&content).unwrap_or_default();
-    let hash = text.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        text.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     base36(hash)
 }
 
@@ -146,7 +145,8 @@ fn pod_spec(revision: &Revision, configs: &Configs) -> Result<PodSpec, Deploymen
     let user = &revision.spec.pod_spec;
     let mut spec = user.clone();
     let serving = revision.spec.serving_container();
-    let digests = revision.status.as_ref().map(|status| status.container_statuses.as_slice()).unwrap_or_default();
+    let digests =
+        revision.status.as_ref().map(|status| status.container_statuses.as_slice()).unwrap_or_default();
     for (index, (container, given)) in spec.containers.iter_mut().zip(&user.containers).enumerate() {
         if let Some(resolved) = digests.get(index).filter(|resolved| !resolved.image_digest.is_empty()) {
             container.image = Some(resolved.image_digest.clone());
@@ -161,12 +161,14 @@ fn pod_spec(revision: &Revision, configs: &Configs) -> Result<PodSpec, Deploymen
     }
     spec.termination_grace_period_seconds = revision.spec.timeout_seconds;
     spec.enable_service_links = spec.enable_service_links.or(configs.defaults.enable_service_links);
-    if spec.affinity.is_none() && configs.deployment.default_affinity_type == AffinityType::PreferSpreadRevisionOverNodes
+    if spec.affinity.is_none()
+        && configs.deployment.default_affinity_type == AffinityType::PreferSpreadRevisionOverNodes
     {
         spec.affinity = Some(spread_over_nodes(revision));
     }
     if spec.runtime_class_name.is_none() {
-        spec.runtime_class_name = configs.deployment.runtime_class_name(revision.labels()).map(ToOwned::to_owned);
+        spec.runtime_class_name =
+            configs.deployment.runtime_class_name(revision.labels()).map(ToOwned::to_owned);
     }
     Ok(spec)
 }
@@ -195,11 +197,16 @@ fn spread_over_nodes(revision: &Revision) -> Affinity {
 }
 
 pub(super) fn variable(name: &str, value: impl Into<String>) -> EnvVar {
-    EnvVar { name: name.to_owned(), value: Some(value.into()).filter(|value| !value.is_empty()), value_from: None }
+    EnvVar {
+        name: name.to_owned(),
+        value: Some(value.into()).filter(|value| !value.is_empty()),
+        value_from: None,
+    }
 }
 
 pub(super) fn field_variable(name: &str, path: &str, api_version: Option<&str>) -> EnvVar {
-    let field = ObjectFieldSelector { api_version: api_version.map(ToOwned::to_owned), field_path: path.to_owned() };
+    let field =
+        ObjectFieldSelector { api_version: api_version.map(ToOwned::to_owned), field_path: path.to_owned() };
     let source = EnvVarSource { field_ref: Some(field), ..EnvVarSource::default() };
     EnvVar { name: name.to_owned(), value: None, value_from: Some(source) }
 }
@@ -256,7 +263,10 @@ fn extra_volumes(revision: &Revision, configs: &Configs) -> Vec<Volume> {
     if queue_proxy::mounts_pod_info(revision, configs) {
         let annotations = DownwardAPIVolumeFile {
             path: "annotations".to_owned(),
-            field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.annotations".to_owned() }),
+            field_ref: Some(ObjectFieldSelector {
+                api_version: None,
+                field_path: "metadata.annotations".to_owned(),
+            }),
             ..DownwardAPIVolumeFile::default()
         };
         let source = DownwardAPIVolumeSource { items: Some(vec![annotations]), default_mode: None };
@@ -271,13 +281,21 @@ fn extra_volumes(revision: &Revision, configs: &Configs) -> Vec<Volume> {
             }),
             ..VolumeProjection::default()
         };
-        let sources = configs.deployment.queue_sidecar_token_audiences.iter().filter(|a| !a.is_empty()).map(token).collect();
+        let sources = configs
+            .deployment
+            .queue_sidecar_token_audiences
+            .iter()
+            .filter(|a| !a.is_empty())
+            .map(token)
+            .collect();
         let source = ProjectedVolumeSource { sources: Some(sources), default_mode: None };
         volumes.push(Volume { projected: Some(source), ..volume(TOKEN_VOLUME) });
     }
     if configs.network.system_internal_tls {
-        let source =
-            SecretVolumeSource { secret_name: Some(names::SERVING_CERT.to_owned()), ..SecretVolumeSource::default() };
+        let source = SecretVolumeSource {
+            secret_name: Some(names::SERVING_CERT.to_owned()),
+            ..SecretVolumeSource::default()
+        };
         volumes.push(Volume { secret: Some(source), ..volume(CERTIFICATES_VOLUME) });
     }
     if configs.observability.enable_var_log_collection {
@@ -348,7 +366,8 @@ mod tests {
                 let autoscaler = pod_autoscaler::make(&case.revision, None);
                 let status = case.revision.status.clone().unwrap_or_default();
                 let resolved = status.container_statuses.iter().chain(&status.init_container_statuses);
-                let images: Vec<_> = resolved.map(|container| image::make(&case.revision, container)).collect();
+                let images: Vec<_> =
+                    resolved.map(|container| image::make(&case.revision, container)).collect();
                 for kind in ["deployment", "podAutoscaler"] {
                     if let Some(object) = expected[kind].as_object_mut() {
                         object.remove("status");
@@ -392,7 +411,8 @@ mod tests {
             deployment.labels_mut().insert(labels::DEPLOYMENT_HASH.to_owned(), hash);
             deployment
         };
-        let desired = with_hash(Deployment { spec: Some(DeploymentSpec::default()), ..Deployment::default() });
+        let desired =
+            with_hash(Deployment { spec: Some(DeploymentSpec::default()), ..Deployment::default() });
         assert_eq!(hash(&desired), desired.labels()[labels::DEPLOYMENT_HASH]);
         live.spec = Some(DeploymentSpec { replicas: Some(7), ..DeploymentSpec::default() });
         let next = updated(&live, desired.clone()).expect("an update of what was not made by us");

@@ -16,12 +16,8 @@ pub(super) const AUTOSCALING_PREFIX: &str = "autoscaling.knative.dev";
 const ROUTING_LABELS: [&str; 2] = [labels::ROUTE, labels::ROUTING_STATE];
 
 /// Annotations of a revision that concern no child.
-const OWN_ANNOTATIONS: [&str; 4] = [
-    annotations::LAST_PINNED,
-    annotations::NO_GC,
-    annotations::ROUTING_STATE_MODIFIED,
-    annotations::ROUTES,
-];
+const OWN_ANNOTATIONS: [&str; 4] =
+    [annotations::LAST_PINNED, annotations::NO_GC, annotations::ROUTING_STATE_MODIFIED, annotations::ROUTES];
 
 /// What is to be found on every child: the revision's labels and the ones that lead back to it.
 pub(super) fn child_labels(revision: &Revision) -> BTreeMap<String, String> {

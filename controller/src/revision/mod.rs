@@ -16,6 +16,7 @@ mod system_certificate;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ember_api::conditions::Condition;
 use ember_api::names;
 use ember_api::serving::v1::Revision;
 use ember_api::status::Conditioned;
@@ -89,7 +90,10 @@ async fn reconcile(ctx: Context, resolver: Arc<dyn DigestResolver>, key: Key) ->
     let plan = plan::plan(&observed, &configs, now);
     // A pod that has come up changes the Deployment; one that has failed need not.
     let troubled = observed.deployment.as_deref().is_some_and(plan::needs_pod)
-        && plan.object.as_ref().is_some_and(|revision| !revision.is_ready() && !revision.is_failed());
+        && plan
+            .object
+            .as_ref()
+            .is_some_and(|after| after.ready_condition().is_none_or(Condition::is_unknown));
     let events = ctx.events.named("revision-controller");
     let next = ctx.carry_out(&*revision, plan, &ctx.caches.revisions, &events, now).await?;
     Ok(if troubled { Next::After(LOOK_AT_PODS_AGAIN) } else { next })
@@ -107,7 +111,8 @@ async fn observe(
         resolver.forget(&key);
         Resolution::Resolved(digest::Digests::default())
     } else {
-        let resolution = digest::resolve(&revision, &configs.deployment.registries_skipping_tag_resolving, resolver);
+        let resolution =
+            digest::resolve(&revision, &configs.deployment.registries_skipping_tag_resolving, resolver);
         // The next attempt shall ask again.
         if matches!(resolution, Resolution::Failed(_)) {
             resolver.forget(&key);

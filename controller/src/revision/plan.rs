@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ember_api::autoscaling::v1alpha1::PodAutoscaler;
+use ember_api::conditions::Condition;
 use ember_api::names;
 use ember_api::serving::v1::{Revision, RevisionStatus};
 use ember_api::status::Conditioned;
@@ -49,7 +50,8 @@ pub(crate) fn has_digests(revision: &Revision) -> bool {
     let pod = &revision.spec.pod_spec;
     let containers = pod.containers.len() + pod.init_containers.as_ref().map_or(0, Vec::len);
     let known = revision.status.as_ref();
-    known.map_or(0, |status| status.container_statuses.len() + status.init_container_statuses.len()) == containers
+    known.map_or(0, |status| status.container_statuses.len() + status.init_container_statuses.len())
+        == containers
 }
 
 /// Decides. Deterministic: the time is passed in.
@@ -58,7 +60,7 @@ pub(crate) fn plan(observed: &Observed, configs: &Configs, now: Timestamp) -> Pl
     let mut planner = Planner { observed, configs, now, object, live: None, plan: Plan::default() };
     let was_ready = planner.object.is_ready();
     let error = planner.run().err();
-    if error.is_none() && !was_ready && planner.object.ready_condition().is_some_and(|ready| ready.is_true()) {
+    if error.is_none() && !was_ready && planner.object.ready_condition().is_some_and(Condition::is_true) {
         let message = "Revision becomes ready upon all resources being ready";
         planner.plan.events.push(EventText::normal("RevisionReady", message));
     }
@@ -230,18 +232,32 @@ mod tests {
     use ember_api::labels;
     use ember_api::networking::v1alpha1::Certificate;
     use ember_api::serving::v1::ContainerStatus;
+    use ember_reconcile::apply::Verb;
     use k8s_openapi::api::core::v1::{Container, Namespace, Secret};
+    use serde_json::Value;
 
-    /// Which of our hashes stands for which of the reference's: the hash is opaque, what it was taken of is not. Every
-    /// Deployment that is sent somewhere in the file shows both.
+    fn hash_of(deployment: &Value) -> Option<String> {
+        deployment["metadata"]["labels"][labels::DEPLOYMENT_HASH].as_str().map(ToOwned::to_owned)
+    }
+
+    /// Which of our hashes stands for which of the reference's. A hash is opaque, but where the reference sends a
+    /// Deployment, we send the same one with our hash.
     fn hashes(cases: &[Reconcile]) -> BTreeMap<String, String> {
         let mut known = BTreeMap::new();
-        for sent in cases.iter().flat_map(Reconcile::expected_objects::<Deployment>) {
-            // An update keeps scale and foreign metadata of the live object: only creations show what is desired.
-            if sent.metadata.uid.is_none()
-                && let Some(theirs) = sent.labels().get(labels::DEPLOYMENT_HASH)
-            {
-                known.insert(theirs.clone(), deployment::hash(&sent));
+        for case in cases {
+            let Some(theirs) = case.expected_objects::<Deployment>().pop() else { continue };
+            let (namespace, name) = case.given.key();
+            let revision = case.given.get(namespace, name).expect("the Revision");
+            let observed = observed(revision, &case.given, &BTreeMap::new());
+            let plan = plan(&observed, &case.given.configs(), case.given.now());
+            let ours = plan.steps.iter().find_map(|step| match &step.action.verb {
+                Verb::Create(object) | Verb::Update(object) if step.action.resource.kind == "Deployment" => {
+                    hash_of(object)
+                }
+                _ => None,
+            });
+            if let (Some(theirs), Some(ours)) = (theirs.labels().get(labels::DEPLOYMENT_HASH), ours) {
+                known.insert(theirs.clone(), ours);
             }
         }
         known
@@ -251,14 +267,20 @@ mod tests {
         let statuses = |containers: &[Container]| {
             let one = |container: &Container| ContainerStatus {
                 name: container.name.clone(),
-                image_digest: given.digests.get(container.image.as_deref().unwrap_or_default()).cloned().unwrap_or_default(),
+                image_digest: given
+                    .digests
+                    .get(container.image.as_deref().unwrap_or_default())
+                    .cloned()
+                    .unwrap_or_default(),
             };
             containers.iter().map(one).collect()
         };
         match given.resolver.as_str() {
             "" => Resolution::Resolved(Digests {
                 containers: statuses(&revision.spec.pod_spec.containers),
-                init_containers: statuses(revision.spec.pod_spec.init_containers.as_deref().unwrap_or_default()),
+                init_containers: statuses(
+                    revision.spec.pod_spec.init_containers.as_deref().unwrap_or_default(),
+                ),
             }),
             "pending" => Resolution::Pending,
             error => Resolution::Failed(error.to_owned()),
@@ -267,17 +289,19 @@ mod tests {
 
     fn observed(revision: Revision, given: &Given, hashes: &BTreeMap<String, String>) -> Observed {
         let (namespace, name) = given.key();
-        let deployment = given.get::<Deployment>(namespace, &names::deployment(name)).map(|mut deployment| {
-            if let Some(hash) = deployment.labels_mut().get_mut(labels::DEPLOYMENT_HASH)
-                && let Some(ours) = hashes.get(hash)
-            {
-                hash.clone_from(ours);
-            }
-            deployment
-        });
+        let deployment =
+            given.get::<Deployment>(namespace, &names::deployment(name)).map(|mut deployment| {
+                if let Some(hash) = deployment.labels_mut().get_mut(labels::DEPLOYMENT_HASH)
+                    && let Some(ours) = hashes.get(hash)
+                {
+                    hash.clone_from(ours);
+                }
+                deployment
+            });
         let selected = |pod: &Pod| {
             let selector = deployment.as_ref().and_then(|d| d.spec.as_ref()?.selector.match_labels.as_ref());
-            selector.is_some_and(|labels| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
+            selector
+                .is_some_and(|labels| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
         };
         Observed {
             digests: resolution(&revision, given),

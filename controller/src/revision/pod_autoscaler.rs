@@ -43,7 +43,8 @@ pub(super) fn make(revision: &Revision, deployment: Option<&Deployment>) -> PodA
 fn reachability(revision: &Revision, deployment: Option<&Deployment>) -> Reachability {
     let conditions = revision.status.as_ref().map(|status| &status.conditions);
     let failed = conditions.is_some_and(|conditions| {
-        conditions.is_false(RevisionStatus::RESOURCES_AVAILABLE) || conditions.is_false(RevisionStatus::CONTAINER_HEALTHY)
+        conditions.is_false(RevisionStatus::RESOURCES_AVAILABLE)
+            || conditions.is_false(RevisionStatus::CONTAINER_HEALTHY)
     });
     let nothing_ready = deployment.is_some_and(|deployment| {
         let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -73,5 +74,6 @@ pub(super) fn updated(live: &PodAutoscaler, desired: PodAutoscaler) -> Option<Po
             || [annotations::CLASS, annotations::METRIC].contains(&key.as_str())
     });
     annotations.extend(given);
-    (next != *live).then_some(next)
+    let same = next.spec == live.spec && next.annotations() == live.annotations();
+    (!same).then_some(next)
 }

@@ -17,7 +17,8 @@ pub(super) fn mark(
 ) {
     let Some(pod) = &pod.status else { return };
 
-    let unscheduled = pod.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let unscheduled =
+        pod.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unscheduled.filter(|_| !always_schedulable) {
         let reason = condition.reason.as_deref().unwrap_or_default();
         let message = condition.message.as_deref().unwrap_or_default();

@@ -41,7 +41,8 @@ fn for_queue_proxy(probe: &Probe, port: i32) -> Probe {
         socket.host = Some(LOCAL.to_owned());
         or_default(&mut socket.port, port);
     } else if probe.exec.take().is_some() {
-        probe.tcp_socket = Some(TCPSocketAction { host: Some(LOCAL.to_owned()), port: IntOrString::Int(port) });
+        probe.tcp_socket =
+            Some(TCPSocketAction { host: Some(LOCAL.to_owned()), port: IntOrString::Int(port) });
     } else if let Some(grpc) = &mut probe.grpc
         && grpc.port == 0
     {
@@ -105,7 +106,10 @@ pub(super) fn of_queue_proxy(serving: &Container, serving_port: i32) -> Option<P
     Some(Probe {
         http_get: Some(HTTPGetAction {
             port: IntOrString::Int(serving_port),
-            http_headers: Some(vec![HTTPHeader { name: "K-Network-Probe".to_owned(), value: "queue".to_owned() }]),
+            http_headers: Some(vec![HTTPHeader {
+                name: "K-Network-Probe".to_owned(),
+                value: "queue".to_owned(),
+            }]),
             ..HTTPGetAction::default()
         }),
         exec: None,

@@ -29,7 +29,8 @@ fn is_annotated(revision: &Revision, annotation: &str) -> bool {
 /// Whether queue-proxy is given the pod's annotations as a file.
 pub(super) fn mounts_pod_info(revision: &Revision, configs: &Configs) -> bool {
     let feature = configs.features.queue_proxy_mount_pod_info;
-    feature.is_enabled() || (feature.is_allowed() && is_annotated(revision, annotations::QUEUE_PROXY_POD_INFO))
+    feature.is_enabled()
+        || (feature.is_allowed() && is_annotated(revision, annotations::QUEUE_PROXY_POD_INFO))
 }
 
 /// Whether queue-proxy is given tokens for other services.
@@ -155,19 +156,28 @@ fn environment(
         field_variable("SERVING_POD", "metadata.name", None),
         field_variable("SERVING_POD_IP", "status.podIP", None),
         variable("SERVING_LOGGING_CONFIG", configs.logging.logger_config.clone()),
-        variable("SERVING_LOGGING_LEVEL", configs.logging.levels.get("queueproxy").cloned().unwrap_or_default()),
+        variable(
+            "SERVING_LOGGING_LEVEL",
+            configs.logging.levels.get("queueproxy").cloned().unwrap_or_default(),
+        ),
         variable("USER_PORT", user_port.to_string()),
         variable("SYSTEM_NAMESPACE", names::SYSTEM_NAMESPACE),
         variable("SERVING_READINESS_PROBE", probes),
         field_variable("HOST_IP", "status.hostIP", Some("v1")),
         variable("ENABLE_HTTP2_AUTO_DETECTION", configs.features.autodetect_http2.is_enabled().to_string()),
-        variable("ENABLE_HTTP_FULL_DUPLEX", is_annotated(revision, annotations::ALLOW_HTTP_FULL_DUPLEX).to_string()),
+        variable(
+            "ENABLE_HTTP_FULL_DUPLEX",
+            is_annotated(revision, annotations::ALLOW_HTTP_FULL_DUPLEX).to_string(),
+        ),
         variable("ROOT_CA", tls.queue_sidecar_root_ca.clone()),
         variable("QUEUE_PROXY_TLS_MIN_VERSION", tls.queue_sidecar_tls_min_version.clone()),
         variable("QUEUE_PROXY_TLS_MAX_VERSION", tls.queue_sidecar_tls_max_version.clone()),
         variable("QUEUE_PROXY_TLS_CIPHER_SUITES", tls.queue_sidecar_tls_cipher_suites.clone()),
         variable("QUEUE_PROXY_TLS_CURVE_PREFERENCES", tls.queue_sidecar_tls_curve_preferences.clone()),
-        variable("ENABLE_MULTI_CONTAINER_PROBES", configs.features.multi_container_probing.is_enabled().to_string()),
+        variable(
+            "ENABLE_MULTI_CONTAINER_PROBES",
+            configs.features.multi_container_probing.is_enabled().to_string(),
+        ),
         variable("OBSERVABILITY_CONFIG", observability(configs)),
     ]
 }

@@ -26,7 +26,12 @@ pub(super) fn resources(
     let mut limits = Amounts::new();
     let configured = [
         (CPU, &config.queue_sidecar_cpu_request, &config.queue_sidecar_cpu_limit, Some(("25m", "1"))),
-        (MEMORY, &config.queue_sidecar_memory_request, &config.queue_sidecar_memory_limit, Some(("400Mi", "800Mi"))),
+        (
+            MEMORY,
+            &config.queue_sidecar_memory_request,
+            &config.queue_sidecar_memory_limit,
+            Some(("400Mi", "800Mi")),
+        ),
         (
             EPHEMERAL_STORAGE,
             &config.queue_sidecar_ephemeral_storage_request,
@@ -36,7 +41,9 @@ pub(super) fn resources(
     ];
     for (resource, request, limit, defaults) in configured {
         let defaults = defaults.filter(|_| use_defaults);
-        if let Some(request) = request.clone().or_else(|| defaults.map(|(request, _)| Quantity(request.to_owned()))) {
+        if let Some(request) =
+            request.clone().or_else(|| defaults.map(|(request, _)| Quantity(request.to_owned())))
+        {
             requests.insert(resource.to_owned(), request);
         }
         if let Some(limit) = limit.clone().or_else(|| defaults.map(|(_, limit)| Quantity(limit.to_owned()))) {

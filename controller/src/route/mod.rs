@@ -4,7 +4,7 @@ mod certificates;
 mod configs;
 mod domains;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 mod ingress;
 mod placeholder;
 mod plan;

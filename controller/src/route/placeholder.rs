@@ -52,10 +52,10 @@ fn meta(route: &Route, name: String) -> ObjectMeta {
     }
 }
 
-fn port(name: &str, app_protocol: Option<&str>) -> ServicePort {
+fn h2c_port() -> ServicePort {
     ServicePort {
-        name: Some(name.to_owned()),
-        app_protocol: app_protocol.map(str::to_owned),
+        name: Some(H2C_PORT_NAME.to_owned()),
+        app_protocol: Some(H2C_APP_PROTOCOL.to_owned()),
         port: PORT,
         target_port: Some(IntOrString::Int(PORT)),
         ..ServicePort::default()
@@ -66,7 +66,7 @@ fn alias(host: String) -> ServiceSpec {
     ServiceSpec {
         type_: Some("ExternalName".to_owned()),
         external_name: Some(host),
-        ports: Some(vec![port(H2C_PORT_NAME, Some(H2C_APP_PROTOCOL))]),
+        ports: Some(vec![h2c_port()]),
         ..ServiceSpec::default()
     }
 }
@@ -101,7 +101,7 @@ fn spec_towards(entry: &LoadBalancerIngressStatus) -> Option<(ServiceSpec, Optio
         let spec = ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             cluster_ip: Some(HEADLESS.to_owned()),
-            ports: Some(vec![port(H2C_PORT_NAME, Some(H2C_APP_PROTOCOL))]),
+            ports: Some(vec![h2c_port()]),
             ..ServiceSpec::default()
         };
         let subset = EndpointSubset {
@@ -119,7 +119,11 @@ fn spec_towards(entry: &LoadBalancerIngressStatus) -> Option<(ServiceSpec, Optio
     entry.mesh_only.then(|| {
         let spec = ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
-            ports: Some(vec![port(HTTP_PORT_NAME, None)]),
+            ports: Some(vec![ServicePort {
+                name: Some(HTTP_PORT_NAME.to_owned()),
+                port: PORT,
+                ..ServicePort::default()
+            }]),
             ..ServiceSpec::default()
         };
         (spec, None)

@@ -36,7 +36,8 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
 /// Endpoints lead back to a ServerlessService by label: the private ones are made by Kubernetes, which copies the
 /// labels of the Service. Those of the activator concern every ServerlessService.
 fn enqueue_endpoints(ctx: &Context, queue: &WorkQueue<Key>) {
-    let (queue, all, system) = (queue.clone(), ctx.caches.serverless_services.clone(), ctx.system_namespace.clone());
+    let (queue, all, system) =
+        (queue.clone(), ctx.caches.serverless_services.clone(), ctx.system_namespace.clone());
     ctx.caches.endpoints.on_change(move |change| {
         let endpoints = change.object();
         let namespace = endpoints.metadata.namespace.as_deref().unwrap_or_default();

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ember_api::names;
-use ember_api::networking::v1alpha1::{ServerlessService, ServerlessServiceOperationMode, ServerlessServiceStatus};
+use ember_api::networking::v1alpha1::{
+    ServerlessService, ServerlessServiceOperationMode, ServerlessServiceStatus,
+};
 use ember_api::status::Conditioned;
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
@@ -72,7 +74,8 @@ impl Planner<'_> {
     fn private_service(&mut self) -> Result<(), String> {
         let observed = self.observed;
         let selector = observed.selector.clone();
-        let selector = selector.map_err(|error| format!("error retrieving deployment selector spec: {error}"))?;
+        let selector =
+            selector.map_err(|error| format!("error retrieving deployment selector spec: {error}"))?;
         let desired = services::private_service(&observed.sks, selector);
         let name = desired.name_any();
         match &observed.private_service {
@@ -118,7 +121,8 @@ impl Planner<'_> {
 
     fn public_endpoints(&mut self) -> Result<(), String> {
         let observed = self.observed;
-        let missing = |what: &str, name: &str| format!("failed to get {what} endpoints: endpoints {name:?} not found");
+        let missing =
+            |what: &str, name: &str| format!("failed to get {what} endpoints: endpoints {name:?} not found");
         let Some(activators) = &observed.activator_endpoints else {
             return Err(missing("activator service", names::ACTIVATOR_SERVICE));
         };
@@ -150,7 +154,8 @@ impl Planner<'_> {
             Some(live) => {
                 let subsets = services::serving_subsets(&observed.sks, &source);
                 if !services::same_subsets(&subsets, live.subsets.as_deref().unwrap_or_default()) {
-                    let next = Endpoints { subsets: Some(subsets).filter(|s| !s.is_empty()), ..(**live).clone() };
+                    let next =
+                        Endpoints { subsets: Some(subsets).filter(|s| !s.is_empty()), ..(**live).clone() };
                     self.step(Action::update(&next), "failed to update public K8s Endpoints");
                 }
             }
@@ -185,7 +190,9 @@ mod tests {
             .get::<Deployment>(namespace, &target)
             .and_then(|deployment| deployment.spec?.selector.match_labels)
             .ok_or_else(|| {
-                format!("error fetching Pod Scalable {namespace}/{target}: deployments.apps {target:?} not found")
+                format!(
+                    "error fetching Pod Scalable {namespace}/{target}: deployments.apps {target:?} not found"
+                )
             });
         Observed {
             selector,

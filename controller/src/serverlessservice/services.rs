@@ -88,7 +88,11 @@ pub(super) fn private_service(sks: &ServerlessService, selector: BTreeMap<String
         serving_port(sks, HTTP_PORT),
         port("https", HTTPS_PORT, IntOrString::Int(BACKEND_HTTPS_PORT)),
         port(METRICS_PORT_NAME, METRICS_PORT, IntOrString::String(METRICS_PORT_NAME.to_owned())),
-        port(USER_METRICS_PORT_NAME, USER_METRICS_PORT, IntOrString::String(USER_METRICS_PORT_NAME.to_owned())),
+        port(
+            USER_METRICS_PORT_NAME,
+            USER_METRICS_PORT,
+            IntOrString::String(USER_METRICS_PORT_NAME.to_owned()),
+        ),
         // Meshes need the pods' port itself to be declared for calls of single pods.
         port(&format!("{}-istio", port_name(sks)), backend, IntOrString::Int(backend)),
     ];
@@ -112,8 +116,10 @@ pub(super) fn updated(live: &Service, desired: &Service) -> Option<Service> {
     let (ports, selector) = parts(desired);
     let (live_ports, live_selector) = parts(live);
     // The API fills in node ports of Services that somebody has made reachable from outside.
-    let same_port = |a: &ServicePort, b: &ServicePort| ServicePort { node_port: b.node_port, ..a.clone() } == *b;
-    let same_ports = ports.len() == live_ports.len() && ports.iter().zip(&live_ports).all(|(a, b)| same_port(a, b));
+    let same_port =
+        |a: &ServicePort, b: &ServicePort| ServicePort { node_port: b.node_port, ..a.clone() } == *b;
+    let same_ports =
+        ports.len() == live_ports.len() && ports.iter().zip(&live_ports).all(|(a, b)| same_port(a, b));
     if same_ports && selector == live_selector {
         return None;
     }
@@ -139,7 +145,10 @@ pub(super) fn serving_subsets(sks: &ServerlessService, source: &[EndpointSubset]
         .iter()
         .map(|subset| {
             let ports = subset.ports.iter().flatten();
-            let kept = ports.filter(|port| port.port == backend || port.port == BACKEND_HTTPS_PORT).cloned().collect();
+            let kept = ports
+                .filter(|port| port.port == backend || port.port == BACKEND_HTTPS_PORT)
+                .cloned()
+                .collect();
             EndpointSubset { ports: Some(kept), ..subset.clone() }
         })
         .collect()

@@ -100,7 +100,8 @@ mod tests {
         let mut report = golden::Report::new("subset.json");
         for case in golden::cases::<Case>("subset.json") {
             let from = case.from.iter().map(String::as_str).collect();
-            let chosen: BTreeSet<String> = choose(&from, case.n, &case.target).into_iter().map(Into::into).collect();
+            let chosen: BTreeSet<String> =
+                choose(&from, case.n, &case.target).into_iter().map(Into::into).collect();
             let id = format!("{} of {} for {}", case.n, case.from.len(), case.target);
             report.check(&id, (chosen != case.expect).then(|| format!("{chosen:?} != {:?}", case.expect)));
         }

@@ -209,3 +209,28 @@ fn is_migrated(route: &Route, configuration: &str, latest: &str) -> bool {
     route.spec.traffic.len() == assigned.len()
         && route.spec.traffic.iter().zip(assigned).all(|(wanted, got)| same_target(wanted, got))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, Reconcile, Report};
+
+    #[test]
+    fn golden_reconcile_service() {
+        let mut report = Report::new("reconcile_service.json");
+        for case in golden::cases::<Reconcile>("reconcile_service.json") {
+            let (namespace, name) = case.given.key();
+            let service: Service = case.given.get(namespace, name).expect("the Service");
+            let named = service.spec.template.metadata.name.clone();
+            let observed = Observed {
+                configuration: case.given.get(namespace, name).map(Arc::new),
+                route: case.given.get(namespace, name).map(Arc::new),
+                named_revision: named.and_then(|name| case.given.get(namespace, &name)).map(Arc::new),
+                service: Arc::new(service),
+            };
+            let plan = plan(&observed, case.given.now());
+            report.check(&case.id, case.compare(&*observed.service, plan));
+        }
+        report.finish();
+    }
+}
