@@ -156,9 +156,9 @@ mod tests {
 
     #[test]
     fn digests_and_skipped_registries_need_no_lookup() {
-        let digest = format!("example.com/a@sha256:{}", "0a".repeat(32));
+        let digest = format!("example.com/app@sha256:{}", "0a".repeat(32));
         let resolver = Fixed(Lookup::Failed("asked".to_owned()), Default::default());
-        let revision = revision(&[&digest, "dev.local/host"], &["ko.local/x:1"]);
+        let revision = revision(&[&digest, "dev.local/host"], &["ko.local/app:1"]);
         let Resolution::Resolved(digests) = resolve(&revision, &skipped(), &resolver) else {
             panic!("not resolved")
         };
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn equal_images_are_looked_up_once_and_pending_waits_for_all() {
         let resolver = Fixed(Lookup::Pending, Default::default());
-        let revision = revision(&["a", "dev.local/host", "a"], &["a"]);
+        let revision = revision(&["nginx", "dev.local/host", "nginx"], &["nginx"]);
         assert_eq!(resolve(&revision, &skipped(), &resolver), Resolution::Pending);
         assert_eq!(resolver.1.into_inner(), 1);
     }
