@@ -149,12 +149,22 @@ pub fn decode(json: &str, several: bool) -> Result<Vec<Probe>, String> {
     if json.is_empty() {
         return Ok(Vec::new());
     }
-    let documents: Vec<Option<Document>> = if several {
-        serde_json::from_str(json).map_err(|error| error.to_string())?
-    } else {
-        vec![serde_json::from_str(json).map_err(|error| error.to_string())?]
+    let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let elements = match value {
+        Value::Array(elements) if several => elements,
+        one if !several => vec![one],
+        _ => return Err("expected a list of probes".to_owned()),
     };
-    documents.into_iter().flatten().map(Document::probe).collect()
+    let probes = elements.into_iter().filter(|element| !element.is_null());
+    probes
+        .map(|element| {
+            // A list would do for a struct too.
+            if !element.is_object() {
+                return Err("expected a probe".to_owned());
+            }
+            serde_json::from_value::<Document>(element).map_err(|error| error.to_string())?.probe()
+        })
+        .collect()
 }
 
 impl Document {
