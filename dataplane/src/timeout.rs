@@ -102,13 +102,14 @@ impl Deadlines {
     pub async fn before_response<F: Future>(&self, produce: F) -> Result<F::Output, Expired> {
         match self.next(None) {
             None => Ok(produce.await),
-            Some((at, expired)) => {
-                // An expired timer wins over work that was never started.
-                if at <= Instant::now() {
-                    return Err(expired);
-                }
-                tokio::time::timeout_at(at, produce).await.map_err(|_| expired)
-            }
+            // The timer is looked at first: what ends because of the same deadline, such as a connection attempt, is
+            // a timeout and no error of its own; and work whose time is up is not begun.
+            Some((at, expired)) if at <= Instant::now() => Err(expired),
+            Some((at, expired)) => tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(at) => Err(expired),
+                produced = produce => Ok(produced),
+            },
         }
     }
 }
@@ -133,6 +134,14 @@ mod tests {
         let expired = deadlines.before_response(std::future::pending::<()>()).await.unwrap_err();
         assert_eq!(expired, Expired::ResponseStart(10 * MS));
         assert_eq!(begun.elapsed(), 10 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timer_wins_over_what_ends_by_the_same_deadline() {
+        let deadlines = Timeouts { total: Some(10 * MS), ..Timeouts::default() }.start();
+        let at = deadlines.total().unwrap();
+        let produced = deadlines.before_response(tokio::time::sleep_until(at)).await;
+        assert_eq!(produced, Err(Expired::Total(10 * MS)));
     }
 
     #[tokio::test(start_paused = true)]

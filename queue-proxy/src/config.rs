@@ -88,7 +88,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    fn invalid(name: &'static str, value: &str, reason: impl ToString) -> Self {
+    fn invalid(name: &'static str, value: &str, reason: &impl ToString) -> Self {
         Self::Invalid { name, value: value.to_owned(), reason: reason.to_string() }
     }
 }
@@ -115,13 +115,13 @@ impl Env {
 
     fn required_int(&self, name: &'static str) -> Result<i64, ConfigError> {
         let value = self.required(name)?;
-        parse_int(value).map_err(|reason| ConfigError::invalid(name, value, reason))
+        parse_int(value).map_err(|reason| ConfigError::invalid(name, value, &reason))
     }
 
     fn int(&self, name: &'static str) -> Result<i64, ConfigError> {
         match self.get(name) {
             None => Ok(0),
-            Some(value) => parse_int(value).map_err(|reason| ConfigError::invalid(name, value, reason)),
+            Some(value) => parse_int(value).map_err(|reason| ConfigError::invalid(name, value, &reason)),
         }
     }
 
@@ -130,13 +130,13 @@ impl Env {
             None => Ok(false),
             Some("1" | "t" | "T" | "TRUE" | "true" | "True") => Ok(true),
             Some("0" | "f" | "F" | "FALSE" | "false" | "False") => Ok(false),
-            Some(value) => Err(ConfigError::invalid(name, value, "invalid syntax")),
+            Some(value) => Err(ConfigError::invalid(name, value, &"invalid syntax")),
         }
     }
 
     fn port(&self, name: &'static str) -> Result<u16, ConfigError> {
         let value = self.required(name)?;
-        value.parse().map_err(|error| ConfigError::invalid(name, value, error))
+        value.parse().map_err(|error| ConfigError::invalid(name, value, &error))
     }
 }
 
@@ -182,14 +182,14 @@ impl Config {
         let probes = env.text("SERVING_READINESS_PROBE");
         let several = env.boolean("ENABLE_MULTI_CONTAINER_PROBES")?;
         let readiness_probes = spec::decode(&probes, several)
-            .map_err(|error| ConfigError::invalid("SERVING_READINESS_PROBE", &probes, error))?;
+            .map_err(|error| ConfigError::invalid("SERVING_READINESS_PROBE", &probes, &error))?;
         let json = env.text("OBSERVABILITY_CONFIG");
         let observability = observability::parse(
             &json,
             env.get("METRICS_PROMETHEUS_HOST"),
             env.get("METRICS_PROMETHEUS_PORT"),
         )
-        .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, error))?;
+        .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, &error))?;
         Ok(Self {
             container_concurrency: usize::try_from(env.required_int("CONTAINER_CONCURRENCY")?)
                 .ok()

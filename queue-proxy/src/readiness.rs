@@ -77,8 +77,9 @@ impl Readiness {
         }))
     }
 
-    /// Looks until the app is ready, then now and then. Tells `readiness` every change; false in the end.
-    pub(crate) async fn run(self, readiness: watch::Sender<bool>) {
+    /// Looks until the app is ready, then now and then. Tells `readiness` every change; false in the end. `revision`
+    /// is whose app it is, for the log.
+    pub(crate) async fn run(self, readiness: watch::Sender<bool>, revision: String) {
         let mut known = self.0.known.subscribe();
         let tell = async {
             loop {
@@ -90,7 +91,7 @@ impl Readiness {
             }
         };
         let look = async {
-            self.start().await;
+            self.start(&revision).await;
             self.watch().await;
         };
         tokio::select! {
@@ -103,8 +104,9 @@ impl Readiness {
     }
 
     /// Looks until every probe has succeeded once, each in its own rhythm.
-    async fn start(&self) {
+    async fn start(&self, revision: &str) {
         join_all(self.0.probes.iter().map(|probe| self.0.until_success(probe))).await;
+        tracing::debug!(target: "ember::coldstart", phase = "app_listening", revision);
         self.0.record(true);
     }
 

@@ -12,7 +12,7 @@ use ember_dataplane::probe;
 use ember_dataplane::proxy::{Outbound, Proxy};
 use ember_dataplane::server::{Conn, Handler};
 use ember_dataplane::stats::Kind;
-use ember_dataplane::timeout::{Deadlines, Timeouts};
+use ember_dataplane::timeout::Timeouts;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 
 use crate::forwarded;
@@ -44,7 +44,7 @@ impl Handler for Data {
         let in_flight = self.quiet.enter();
         let deadlines = self.timeouts.start();
         forwarded::add(request.headers_mut());
-        let mut response = match deadlines.before_response(self.admit(request, conn, deadlines)).await {
+        let mut response = match deadlines.before_response(self.admit(request, conn)).await {
             Ok(mut response) => {
                 response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
                 response
@@ -92,14 +92,9 @@ impl Data {
     }
 
     /// Counts the request and waits for its turn.
-    async fn admit(
-        &self,
-        mut request: Request<Body>,
-        conn: &Arc<Conn>,
-        deadlines: Deadlines,
-    ) -> Response<Body> {
+    async fn admit(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
         if probe::is_kubelet_probe(request.headers()) {
-            return self.forward(request, conn, deadlines).await;
+            return self.forward(request, conn).await;
         }
         let proxied = request.headers().get(PROXY_REQUEST).is_some_and(|by| by == probe::ACTIVATOR);
         let counted = self.reporter.count(if proxied { Kind::Proxied } else { Kind::Direct });
@@ -107,7 +102,7 @@ impl Data {
             request.headers_mut().insert(header::HOST, host);
         }
         let Some(breaker) = &self.breaker else {
-            let mut response = self.forward(request, conn, deadlines).await;
+            let mut response = self.forward(request, conn).await;
             response.body_mut().attach(counted);
             return response;
         };
@@ -115,18 +110,13 @@ impl Data {
         let Ok(permit) = breaker.acquire().await else {
             return respond(&ProxyError::QueueFull);
         };
-        let mut response = self.forward(request, conn, deadlines).await;
+        let mut response = self.forward(request, conn).await;
         response.body_mut().attach((permit, enqueued, counted));
         response
     }
 
     /// Proxies to the app.
-    async fn forward(
-        &self,
-        request: Request<Body>,
-        conn: &Arc<Conn>,
-        deadlines: Deadlines,
-    ) -> Response<Body> {
+    async fn forward(&self, request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
         let invocation = match &self.metrics {
             Some(metrics) if !probe::is_probe(request.headers()) => Some(metrics.started()),
             _ => None,
@@ -136,7 +126,7 @@ impl Data {
             outbound.headers_mut().remove(REVISION);
             outbound.headers_mut().remove(NAMESPACE);
             // There is nowhere else to send it: a request that may be repeated is an error here too.
-            let response = self.proxy.forward(outbound, &self.app, deadlines.total()).await?;
+            let response = self.proxy.forward(outbound, &self.app, None).await?;
             Ok::<_, ProxyError>(response)
         };
         let mut response = answered.await.unwrap_or_else(|error| {
