@@ -49,8 +49,12 @@ pub(super) fn user_port(serving: &Container) -> i32 {
 ///
 /// # Errors
 /// The revision's containers cannot be probed.
-pub(super) fn make(revision: &Revision, configs: &Configs) -> Result<Deployment, DeploymentError> {
-    let spec = pod_spec(revision, configs)?;
+pub(super) fn make(
+    revision: &Revision,
+    configs: &Configs,
+    system_namespace: &str,
+) -> Result<Deployment, DeploymentError> {
+    let spec = pod_spec(revision, configs, system_namespace)?;
     let labels = metadata::child_labels(revision);
     let own_annotations = metadata::child_annotations(revision);
     let mut pod_annotations = own_annotations.clone();
@@ -141,7 +145,11 @@ fn progress_deadline(revision: &Revision, configs: &Configs) -> i32 {
     i32::try_from(deadline.as_secs()).unwrap_or(i32::MAX)
 }
 
-fn pod_spec(revision: &Revision, configs: &Configs) -> Result<PodSpec, DeploymentError> {
+fn pod_spec(
+    revision: &Revision,
+    configs: &Configs,
+    system_namespace: &str,
+) -> Result<PodSpec, DeploymentError> {
     let user = &revision.spec.pod_spec;
     let mut spec = user.clone();
     let serving = revision.spec.serving_container();
@@ -154,7 +162,7 @@ fn pod_spec(revision: &Revision, configs: &Configs) -> Result<PodSpec, Deploymen
         let serves = serving.is_some_and(|serving| std::ptr::eq(serving, given));
         finish_user_container(container, serves, revision, configs);
     }
-    spec.containers.push(queue_proxy::container(revision, configs)?);
+    spec.containers.push(queue_proxy::container(revision, configs, system_namespace)?);
     let extra = extra_volumes(revision, configs);
     if !extra.is_empty() {
         spec.volumes.get_or_insert_default().extend(extra);
@@ -361,7 +369,7 @@ mod tests {
     fn difference(case: Case) -> Option<String> {
         let configs = golden::configs(&case.configs);
         let mut expected = case.expect;
-        let mut ours = match make(&case.revision, &configs) {
+        let mut ours = match make(&case.revision, &configs, names::SYSTEM_NAMESPACE) {
             Ok(deployment) => {
                 let autoscaler = pod_autoscaler::make(&case.revision, None);
                 let status = case.revision.status.clone().unwrap_or_default();

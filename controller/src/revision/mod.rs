@@ -136,6 +136,7 @@ async fn observe(
         SystemCertificate::default()
     };
     Ok(Observed {
+        system_namespace: ctx.system_namespace.clone(),
         digests,
         deployment,
         images,

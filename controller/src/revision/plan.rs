@@ -26,6 +26,8 @@ use crate::plan::{EventText, Failure, Plan, begin};
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
     pub(crate) revision: Arc<Revision>,
+    /// Where the system's own objects live.
+    pub(crate) system_namespace: Arc<str>,
     /// How far its images are resolved; not consulted once the status holds the digests.
     pub(crate) digests: Resolution,
     pub(crate) deployment: Option<Arc<Deployment>>,
@@ -138,9 +140,10 @@ impl Planner<'_> {
         }
         let observed = &self.observed.system_certificate;
         let desired = system_certificate::desired(&self.object, observed, self.configs);
-        if let Some((action, event, error)) = system_certificate::write(observed, desired)? {
-            let failed = Failure::error(error, self.object.clone());
-            self.plan.step(action, Some(event), failed);
+        if let Some(write) = system_certificate::write(observed, desired)? {
+            let (reason, message) = write.failed;
+            let failed = Failure::error(write.error, self.object.clone()).with_event(reason, message);
+            self.plan.step(write.action, Some(write.done), failed);
         }
         system_certificate::check_secret(&self.object, observed)
     }
@@ -152,7 +155,7 @@ impl Planner<'_> {
         let Some(live) = &observed.deployment else {
             self.status().mark_deploying(now);
             let failed = format!("failed to create deployment {name:?}");
-            let desired = deployment::make(&self.object, self.configs)
+            let desired = deployment::make(&self.object, self.configs, &self.observed.system_namespace)
                 .map_err(|error| format!("{failed}: failed to make deployment: {error}"))?;
             self.step(Action::create(&desired), failed);
             self.live = Some(desired);
@@ -162,7 +165,7 @@ impl Planner<'_> {
             return Err(self.not_owned("Deployment", &name));
         }
         let failed = format!("failed to update deployment {name:?}");
-        let desired = deployment::make(&self.object, self.configs)
+        let desired = deployment::make(&self.object, self.configs, &self.observed.system_namespace)
             .map_err(|error| format!("{failed}: failed to update deployment: {error}"))?;
         let mut current = (**live).clone();
         if let Some(next) = deployment::updated(live, desired) {
@@ -304,6 +307,7 @@ mod tests {
                 .is_some_and(|labels| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
         };
         Observed {
+            system_namespace: names::SYSTEM_NAMESPACE.into(),
             digests: resolution(&revision, given),
             images: given.all::<Image>().iter().map(ResourceExt::name_any).collect(),
             pod_autoscaler: given.get(namespace, name).map(Arc::new),

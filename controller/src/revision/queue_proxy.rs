@@ -42,7 +42,11 @@ pub(super) fn has_token_audiences(configs: &Configs) -> bool {
 ///
 /// # Errors
 /// A sidecar's readiness probe names no port.
-pub(super) fn container(revision: &Revision, configs: &Configs) -> Result<Container, PortMissing> {
+pub(super) fn container(
+    revision: &Revision,
+    configs: &Configs,
+    system_namespace: &str,
+) -> Result<Container, PortMissing> {
     let nothing = Container::default();
     let pod = &revision.spec.pod_spec;
     let serving = revision.spec.serving_container().unwrap_or(&nothing);
@@ -68,7 +72,7 @@ pub(super) fn container(revision: &Revision, configs: &Configs) -> Result<Contai
         readiness_probe: probe::of_queue_proxy(serving, serving_port),
         security_context: Some(security_context()),
         volume_mounts: Some(volume_mounts(revision, configs)).filter(|mounts| !mounts.is_empty()),
-        env: Some(environment(revision, configs, serving_port, port, probes)),
+        env: Some(environment(revision, configs, system_namespace, serving_port, port, probes)),
         ..Container::default()
     })
 }
@@ -128,6 +132,7 @@ fn observability(configs: &Configs) -> String {
 fn environment(
     revision: &Revision,
     configs: &Configs,
+    system_namespace: &str,
     serving_port: i32,
     user_port: i32,
     probes: String,
@@ -161,7 +166,7 @@ fn environment(
             configs.logging.levels.get("queueproxy").cloned().unwrap_or_default(),
         ),
         variable("USER_PORT", user_port.to_string()),
-        variable("SYSTEM_NAMESPACE", names::SYSTEM_NAMESPACE),
+        variable("SYSTEM_NAMESPACE", system_namespace),
         variable("SERVING_READINESS_PROBE", probes),
         field_variable("HOST_IP", "status.hostIP", Some("v1")),
         variable("ENABLE_HTTP2_AUTO_DETECTION", configs.features.autodetect_http2.is_enabled().to_string()),

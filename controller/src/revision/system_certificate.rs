@@ -51,18 +51,31 @@ pub(super) fn desired(revision: &Revision, observed: &SystemCertificate, configs
     }
 }
 
-/// The write that makes the Certificate what is desired, with the event of its success and the words for its failure.
+/// A write of the Certificate and what is said of it.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) action: Action,
+    /// The event of its success.
+    pub(super) done: EventText,
+    /// Reason and beginning of the message of the event of its failure.
+    pub(super) failed: (&'static str, String),
+    /// Beginning of the error of its failure.
+    pub(super) error: &'static str,
+}
+
+/// The write that makes the Certificate what is desired, if it is not.
 ///
 /// # Errors
 /// There is a Certificate of that name that is not the namespace's.
-pub(super) fn write(
-    observed: &SystemCertificate,
-    desired: Certificate,
-) -> Result<Option<(Action, EventText, String)>, String> {
+pub(super) fn write(observed: &SystemCertificate, desired: Certificate) -> Result<Option<Write>, String> {
     let name = format!("{}/{}", desired.namespace().unwrap_or_default(), desired.name_any());
     let Some(live) = &observed.certificate else {
-        let event = EventText::normal("Created", format!("Created Certificate {name}"));
-        return Ok(Some((Action::create(&desired), event, "failed to create Certificate".to_owned())));
+        return Ok(Some(Write {
+            action: Action::create(&desired),
+            done: EventText::normal("Created", format!("Created Certificate {name}")),
+            failed: ("CreationFailed", format!("Failed to create Certificate {name}")),
+            error: "failed to create Certificate",
+        }));
     };
     let owned = observed.namespace.as_ref().is_some_and(|owner| is_controlled_by(&live.metadata, owner));
     if !owned {
@@ -83,8 +96,12 @@ pub(super) fn write(
     next.spec = desired.spec;
     next.metadata.annotations = desired.metadata.annotations;
     next.metadata.labels = desired.metadata.labels;
-    let event = EventText::normal("Updated", format!("Updated Spec for Certificate {name}"));
-    Ok(Some((Action::update(&next), event, "failed to update Certificate".to_owned())))
+    Ok(Some(Write {
+        action: Action::update(&next),
+        done: EventText::normal("Updated", format!("Updated Spec for Certificate {name}")),
+        failed: ("UpdateFailed", format!("Failed to update Spec for Certificate {name}")),
+        error: "failed to update Certificate",
+    }))
 }
 
 /// Checks that the certificate has been issued.
