@@ -197,27 +197,27 @@ mod tests {
     use super::*;
     use crate::resource::{CONFIG_MAPS, NAMESPACES, RESOURCES};
 
-    fn faults(resource: usize, metadata: Value) -> Vec<Cause> {
+    fn faults(resource: usize, metadata: &Value) -> Vec<Cause> {
         validate(&RESOURCES[resource], &json!({ "metadata": metadata }))
     }
 
     #[test]
     fn names_follow_the_rule_of_the_resource() {
-        assert!(faults(CONFIG_MAPS, json!({ "name": "a.b-c" })).is_empty());
-        assert!(faults(NAMESPACES, json!({ "name": "a.b" }))[0].message.contains("RFC 1123 label"));
+        assert!(faults(CONFIG_MAPS, &json!({ "name": "a.b-c" })).is_empty());
+        assert!(faults(NAMESPACES, &json!({ "name": "a.b" }))[0].message.contains("RFC 1123 label"));
         for bad in ["Foo", "-a", "a-", "a..b", "a_b", &"x".repeat(254)] {
-            assert!(!faults(CONFIG_MAPS, json!({ "name": bad })).is_empty(), "{bad}");
+            assert!(!faults(CONFIG_MAPS, &json!({ "name": bad })).is_empty(), "{bad}");
         }
-        assert!(faults(CONFIG_MAPS, json!({}))[0].message.contains("name or generateName is required"));
+        assert!(faults(CONFIG_MAPS, &json!({}))[0].message.contains("name or generateName is required"));
     }
 
     #[test]
     fn labels_annotations_and_owners_are_checked() {
-        assert!(!faults(CONFIG_MAPS, json!({ "name": "a", "labels": { "a/b/c": "x" } })).is_empty());
-        assert!(!faults(CONFIG_MAPS, json!({ "name": "a", "labels": { "a": "-x" } })).is_empty());
-        assert!(faults(CONFIG_MAPS, json!({ "name": "a", "labels": { "x.io/a": "" } })).is_empty());
+        assert!(!faults(CONFIG_MAPS, &json!({ "name": "a", "labels": { "a/b/c": "x" } })).is_empty());
+        assert!(!faults(CONFIG_MAPS, &json!({ "name": "a", "labels": { "a": "-x" } })).is_empty());
+        assert!(faults(CONFIG_MAPS, &json!({ "name": "a", "labels": { "x.io/a": "" } })).is_empty());
         assert!(
-            !faults(CONFIG_MAPS, json!({ "name": "a", "ownerReferences": [{ "name": "x" }] })).is_empty()
+            !faults(CONFIG_MAPS, &json!({ "name": "a", "ownerReferences": [{ "name": "x" }] })).is_empty()
         );
         assert!(type_fault(&json!({ "metadata": { "labels": { "a": 1 } } })).is_some());
     }

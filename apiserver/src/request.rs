@@ -188,7 +188,9 @@ pub(crate) fn format(headers: &HeaderMap) -> Result<Format, ApiError> {
 mod tests {
     use super::*;
 
-    fn parts(text: &str) -> Option<(String, Option<String>, Option<String>, Option<String>)> {
+    type Parts = (String, Option<String>, Option<String>, Option<String>);
+
+    fn parts(text: &str) -> Option<Parts> {
         let segments: Vec<&str> = text.split('/').collect();
         let t = target("", "v1", &segments).ok()?;
         Some((t.resource().plural.to_owned(), t.namespace, t.name, t.subresource))

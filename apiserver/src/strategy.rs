@@ -74,10 +74,8 @@ fn normalise(resource: &Resource, value: &mut Value) {
                 value["type"] = "Opaque".into();
             }
         }
-        ("apps", "deployments") => {
-            if value.pointer("/spec/replicas").is_none_or(Value::is_null) {
-                value["spec"]["replicas"] = 1.into();
-            }
+        ("apps", "deployments") if value.pointer("/spec/replicas").is_none_or(Value::is_null) => {
+            value["spec"]["replicas"] = 1.into();
         }
         _ => {}
     }

@@ -85,7 +85,8 @@ fn items<'a>(value: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
     at(value, path).as_array().into_iter().flatten()
 }
 
-fn joined(parts: Vec<String>) -> Value {
+fn joined(parts: impl Iterator<Item = String>) -> Value {
+    let parts: Vec<String> = parts.collect();
     if parts.is_empty() { "<none>".into() } else { parts.join(",").into() }
 }
 
@@ -96,9 +97,7 @@ fn entries(value: &Value) -> usize {
 
 fn labels(value: &Value, path: &str) -> Value {
     let map = at(value, path).as_object();
-    joined(
-        map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect(),
-    )
+    joined(map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())))
 }
 
 fn pod_status(pod: &Value) -> Value {
@@ -135,15 +134,13 @@ fn service_ports(service: &Value) -> Value {
         let node = port.get("nodePort").and_then(Value::as_i64).map(|n| format!(":{n}")).unwrap_or_default();
         format!("{}{node}/{}", count(port, "/port"), port["protocol"].as_str().unwrap_or("TCP"))
     });
-    joined(ports.collect())
+    joined(ports)
 }
 
 fn external_ip(service: &Value) -> Value {
     match at(service, "/spec/externalName").as_str() {
         Some(name) if !name.is_empty() => name.into(),
-        _ => {
-            joined(items(service, "/spec/externalIPs").filter_map(Value::as_str).map(str::to_owned).collect())
-        }
+        _ => joined(items(service, "/spec/externalIPs").filter_map(Value::as_str).map(str::to_owned)),
     }
 }
 
@@ -160,7 +157,7 @@ fn endpoints(value: &Value) -> Value {
         let more = all.len() - 3;
         return format!("{} + {more} more...", all[..3].join(",")).into();
     }
-    joined(all)
+    joined(all.into_iter())
 }
 
 fn last_seen(event: &Value) -> Value {
@@ -194,11 +191,9 @@ pub(crate) fn builtin(resource: &Resource) -> Vec<Column> {
             c("Available", 0, |d| count(d, "/status/availableReplicas").into()),
             Column::age(),
             c("Containers", 1, |d| {
-                joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/name")).collect())
+                joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/name")))
             }),
-            c("Images", 1, |d| {
-                joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/image")).collect())
-            }),
+            c("Images", 1, |d| joined(items(d, "/spec/template/spec/containers").map(|c| text(c, "/image")))),
             c("Selector", 1, |d| labels(d, "/spec/selector/matchLabels")),
         ],
         ("", "services") => vec![

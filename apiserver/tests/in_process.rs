@@ -1,5 +1,7 @@
 //! The server through its in-process client: what controllers rely on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -560,4 +562,53 @@ async fn events_and_endpoints_are_served() {
     let made: Endpoints = object(json!({ "metadata": { "name": "e" },
         "subsets": [{ "addresses": [{ "ip": "127.0.0.2" }], "ports": [{ "port": 80 }] }] }));
     endpoints.create(&PostParams::default(), &made).await.unwrap();
+}
+
+/// Intent waits for the disk and status does not, yet one table tells both in the order of their versions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixed_writes_are_told_once_and_in_order() {
+    const OBJECTS: usize = 8;
+    const ROUNDS: usize = 20;
+    let h = harness();
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));
+    for index in 0..OBJECTS {
+        api.create(&PostParams::default(), &ksvc(&format!("s{index}"))).await.unwrap();
+    }
+    let start = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let mut stream = api.watch(&WatchParams::default(), &start).await.unwrap().boxed();
+    let mut writers = tokio::task::JoinSet::new();
+    for index in 0..OBJECTS {
+        for status in [false, true] {
+            let api = api.clone();
+            writers.spawn(async move {
+                let (name, params) = (format!("s{index}"), PatchParams::default());
+                let mut versions = Vec::new();
+                for round in 0..ROUNDS {
+                    let written = if status {
+                        let patch = json!({ "status": { "url": format!("http://{round}") } });
+                        api.patch_status(&name, &params, &Patch::Merge(patch)).await
+                    } else {
+                        let patch = json!({ "metadata": { "labels": { "round": round.to_string() } } });
+                        api.patch(&name, &params, &Patch::Merge(patch)).await
+                    };
+                    let version = written.unwrap().resource_version().unwrap();
+                    // What is acknowledged is visible.
+                    let seen = api.get(&name).await.unwrap().resource_version().unwrap();
+                    assert!(seen.parse::<u64>().unwrap() >= version.parse::<u64>().unwrap());
+                    versions.push(version.parse::<u64>().unwrap());
+                }
+                versions
+            });
+        }
+    }
+    let mut written: Vec<u64> = writers.join_all().await.concat();
+    written.sort_unstable();
+    assert_eq!(written.len(), OBJECTS * ROUNDS * 2);
+    let mut told = Vec::new();
+    while told.len() < written.len() {
+        let WatchEvent::Modified(object) = next(&mut stream).await else { panic!("not a change") };
+        told.push(object.resource_version().unwrap().parse::<u64>().unwrap());
+    }
+    assert_eq!(told, written);
 }

@@ -1,5 +1,7 @@
 //! The server as people meet it: over TLS, with the real kubectl, where there is one.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
