@@ -27,7 +27,8 @@ use crate::decider::ScalingMetric;
 use crate::revisions::{Figures, Revisions};
 
 /// Upper bounds of the scrape histogram's buckets in seconds.
-const SCRAPE_BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const SCRAPE_BOUNDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// Connections of Prometheus served at the same time.
 const CONNECTIONS: usize = 16;
 /// Deadline for the head of a request.
@@ -67,7 +68,9 @@ const GAUGES: [(&str, &str, Read); 14] = [
     ("kn_revision_pods_desired", "Pods the autoscaler wants", |f| {
         Some(f.last.map_or(0.0, |d| f64::from(d.desired)))
     }),
-    ("kn_revision_capacity_excess", "Excess burst capacity", |f| Some(f64::from(f.status.excess_burst_capacity))),
+    ("kn_revision_capacity_excess", "Excess burst capacity", |f| {
+        Some(f64::from(f.status.excess_burst_capacity))
+    }),
     ("kn_revision_panic_mode", "1 while the autoscaler panics", |f| Some(f64::from(u8::from(f.panicking)))),
     ("kn_revision_concurrency_stable", "Concurrency over the stable window", |f| {
         load(f, ScalingMetric::Concurrency, false)
@@ -75,9 +78,15 @@ const GAUGES: [(&str, &str, Read); 14] = [
     ("kn_revision_concurrency_panic", "Concurrency over the panic window", |f| {
         load(f, ScalingMetric::Concurrency, true)
     }),
-    ("kn_revision_concurrency_target", "Concurrency wanted on each pod", |f| target(f, ScalingMetric::Concurrency)),
-    ("kn_revision_rps_stable_per_second", "Requests over the stable window", |f| load(f, ScalingMetric::Rps, false)),
-    ("kn_revision_rps_panic_per_second", "Requests over the panic window", |f| load(f, ScalingMetric::Rps, true)),
+    ("kn_revision_concurrency_target", "Concurrency wanted on each pod", |f| {
+        target(f, ScalingMetric::Concurrency)
+    }),
+    ("kn_revision_rps_stable_per_second", "Requests over the stable window", |f| {
+        load(f, ScalingMetric::Rps, false)
+    }),
+    ("kn_revision_rps_panic_per_second", "Requests over the panic window", |f| {
+        load(f, ScalingMetric::Rps, true)
+    }),
     ("kn_revision_rps_target_per_second", "Requests wanted on each pod", |f| target(f, ScalingMetric::Rps)),
     ("kn_revision_pods_requested", "Pods asked for", |f| f.requested.map(f64::from)),
     ("kn_revision_pods_count", "Ready pods", |f| Some(f64::from(f.pods.ready))),
@@ -119,7 +128,12 @@ pub(crate) fn registry(revisions: Arc<Revisions>) -> (Registry, Arc<ScrapeDurati
 }
 
 /// Serves the registry until `stop`.
-pub(crate) async fn serve(mut listener: Listener, registry: Arc<Registry>, stop: CancellationToken, tasks: TaskTracker) {
+pub(crate) async fn serve(
+    mut listener: Listener,
+    registry: Arc<Registry>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -134,7 +148,8 @@ pub(crate) async fn serve(mut listener: Listener, registry: Arc<Registry>, stop:
         let (registry, stop) = (Arc::clone(&registry), stop.clone());
         tasks.spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
-                let response = if request.uri().path() == "/metrics" { expose(&registry) } else { not_found() };
+                let response =
+                    if request.uri().path() == "/metrics" { expose(&registry) } else { not_found() };
                 async move { Ok::<_, std::convert::Infallible>(response) }
             });
             let mut http = http1::Builder::new();

@@ -42,9 +42,7 @@ impl Float {
     /// Equal to the ninth digit, special values included.
     pub(crate) fn is(self, got: f64) -> bool {
         let want = self.0;
-        want == got
-            || (want.is_nan() && got.is_nan())
-            || (want - got).abs() <= 1e-9 * want.abs().max(1.0)
+        want == got || (want.is_nan() && got.is_nan()) || (want - got).abs() <= 1e-9 * want.abs().max(1.0)
     }
 }
 
@@ -58,16 +56,20 @@ pub(crate) fn seconds(seconds: f64) -> Duration {
 
 /// Runs `check` on every case of a section and reports all failures. `check` returns what is wrong.
 pub(crate) fn check<C: DeserializeOwned + Debug>(section: &str, check: impl Fn(&C) -> Vec<String>) {
-    let folder = std::env::var_os("EMBER_VECTORS")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors")), PathBuf::from);
+    let folder = std::env::var_os("EMBER_VECTORS").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors")),
+        PathBuf::from,
+    );
     let file = std::fs::read_to_string(folder.join("kpa.json")).expect("kpa.json");
-    let mut sections: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file).expect("kpa.json is JSON");
+    let mut sections: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(&file).expect("kpa.json is JSON");
     let cases = sections.remove(section).unwrap_or_else(|| panic!("no section {section}"));
     let cases: Vec<serde_json::Value> = serde_json::from_value(cases).expect("a list of cases");
     assert!(!cases.is_empty(), "no case in {section}");
     let mut failures = Vec::new();
     for (number, value) in cases.iter().enumerate() {
-        let case: C = serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{section} {number}: {e}"));
+        let case: C =
+            serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{section} {number}: {e}"));
         let wrong = check(&case);
         if !wrong.is_empty() {
             let name = value.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -12,6 +12,7 @@ pub mod decider;
 mod gauges;
 #[cfg(test)]
 mod golden;
+mod held;
 #[cfg(test)]
 mod laws;
 pub mod metric;
@@ -50,6 +51,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::Config;
 
+use crate::held::HeldReports;
 use crate::metric::{MetricReconciler, Parts};
 use crate::podautoscaler::reconciler::{Reconciler, is_ours};
 use crate::podautoscaler::scale_target::ScaleTargets;
@@ -106,8 +108,8 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
 
     let pods = PodIndex::default();
     let clock = MonotonicClock::new(Arc::clone(&io.clock));
-    let revisions =
-        Arc::new(Revisions::new(clock, pods.clone(), config.held_reports, config.held_report_lifetime));
+    let held = HeldReports::new(config.held_reports, config.held_report_lifetime);
+    let revisions = Arc::new(Revisions::new(clock, pods.clone(), held));
     let (registry, duration) = gauges::registry(Arc::clone(&revisions));
     let reconciler = Arc::new(Reconciler {
         config: Arc::clone(&config),

@@ -141,7 +141,7 @@ impl MetricReconciler {
                 () = self.stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            for (revision, job) in self.revisions.scrape_jobs(|key| self.queue.add(key)) {
+            for (revision, job) in self.revisions.scrape_jobs(|key| self.queue.add(key.clone())) {
                 // A revision whose last scrape is not over yet is left out.
                 if !revision.scraping.swap(true, Ordering::AcqRel) {
                     self.tasks.spawn(Arc::clone(&self).scrape_one(revision, job));
@@ -151,8 +151,8 @@ impl MetricReconciler {
     }
 
     async fn scrape_one(self: Arc<Self>, revision: Arc<Revision>, job: ScrapeJob) {
-        let way = self.way(&job);
-        let pods = self.pods.ready(&job.revision);
+        let way = self.way(&revision.key, &job);
+        let pods = self.pods.ready(&revision.key);
         let begun = tokio::time::Instant::now();
         let scrape = way.scraper.scrape(&way.client, pods, self.revisions.now(), job.stable_window);
         let outcome = tokio::select! {
@@ -163,17 +163,17 @@ impl MetricReconciler {
             self.duration.observe(begun.elapsed());
         }
         if let Err(error) = &outcome {
-            tracing::debug!(revision = %job.revision, %error, "a scrape failed");
+            tracing::debug!(revision = %revision.key, %error, "a scrape failed");
         }
-        if self.revisions.scraped(&job.revision, outcome) {
-            self.queue.add(job.revision);
+        if self.revisions.scraped(&revision.key, outcome) {
+            self.queue.add(revision.key.clone());
         }
         revision.scraping.store(false, Ordering::Release);
     }
 
-    fn way(&self, job: &ScrapeJob) -> Arc<Way> {
+    fn way(&self, key: &Key, job: &ScrapeJob) -> Arc<Way> {
         let mut ways = self.ways.lock();
-        if let Some(way) = ways.get(&job.revision).filter(|way| way.generation == job.generation) {
+        if let Some(way) = ways.get(key).filter(|way| way.generation == job.generation) {
             return Arc::clone(way);
         }
         let (config, settings) = (&self.config, self.podautoscalers.settings.load());
@@ -182,13 +182,13 @@ impl MetricReconciler {
             scraper: Scraper::new(settings.mesh, settings.through_mesh),
             client: ScrapeClient::new(
                 self.io.clone(),
-                format!("{}.{}", job.target, job.revision.namespace),
+                format!("{}.{}", job.target, key.namespace),
                 config.scrape_port,
                 config.scrape_timeout,
                 self.tasks.clone(),
             ),
         });
-        ways.insert(job.revision.clone(), Arc::clone(&way));
+        ways.insert(key.clone(), Arc::clone(&way));
         way
     }
 }

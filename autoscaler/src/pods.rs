@@ -198,7 +198,10 @@ mod tests {
         apply(pod("leaving", "Running", true, true));
         apply(pod("failed", "Failed", false, false));
         assert_eq!(index.counts(&key), PodCounts { ready: 1, not_ready: 3, pending: 1, terminating: 1 });
-        assert_eq!(index.ready(&key), [ReadyPod { ip: "10.0.0.1".into(), started: Time::from_millis(946_684_810_000) }]);
+        assert_eq!(
+            index.ready(&key),
+            [ReadyPod { ip: "10.0.0.1".into(), started: Time::from_millis(946_684_810_000) }]
+        );
 
         apply(pod("ready", "Running", true, true));
         assert!(!index.has_ready(&key));

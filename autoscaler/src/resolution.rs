@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ember_api::annotations::{self, Keys};
+use ember_api::annotations::{PROGRESS_DEADLINE, lookup};
+use ember_api::autoscaling::annotations::{Aggregation, Scaling};
 use ember_api::autoscaling::v1alpha1::{PodAutoscalerSpec, Reachability};
 use ember_api::configmaps::ConfigError;
 use ember_api::configmaps::autoscaler::{self, Autoscaler, TARGET_MIN};
 use ember_api::configmaps::deployment::{self, Deployment};
 use ember_api::configmaps::network::{self, MeshCompatibilityMode, Network};
-use ember_api::golang::{GoDuration, parse_duration, parse_float, parse_int32};
+use ember_api::golang::{GoDuration, parse_duration};
 
 use crate::collection::CollectionSpec;
 use crate::decider::{DeciderSpec, ScalingMetric};
@@ -106,34 +107,12 @@ impl Resolved {
     }
 }
 
-/// Annotations, read leniently.
-#[derive(Debug, Clone, Copy)]
-struct Annotations<'a>(&'a BTreeMap<String, String>);
-
-impl Annotations<'_> {
-    fn text(&self, keys: &[&str]) -> Option<&str> {
-        keys.iter().find_map(|&key| self.0.get(key)).map(String::as_str)
-    }
-
-    fn float(&self, keys: &[&str]) -> Option<f64> {
-        parse_float(self.text(keys)?).ok()
-    }
-
-    fn int(&self, keys: Keys) -> Option<i32> {
-        parse_int32(self.text(keys)?).ok()
-    }
-
-    fn duration(&self, keys: &[&str]) -> Option<Duration> {
-        parse_duration(self.text(keys)?).ok().map(GoDuration::to_std)
-    }
-}
-
 /// The averaging that a Metric's annotations ask for.
 #[must_use]
 pub fn algorithm(annotations: &BTreeMap<String, String>) -> Algorithm {
-    match Annotations(annotations).text(annotations::METRIC_AGGREGATION_ALGORITHM) {
-        Some("weighted-exponential" | "weightedExponential") => Algorithm::WeightedExponential,
-        _ => Algorithm::Linear,
+    match Scaling::new(annotations).aggregation() {
+        Aggregation::Linear => Algorithm::Linear,
+        Aggregation::WeightedExponential => Algorithm::WeightedExponential,
     }
 }
 
@@ -146,63 +125,54 @@ pub fn resolve(
     activation_buffer: Duration,
 ) -> Resolved {
     let config = &settings.autoscaler;
-    let read = Annotations(annotations);
+    let read = Scaling::new(annotations);
     let unreachable = spec.reachability == Reachability::Unreachable;
     let (target_value, total_value) = target(read, spec.container_concurrency as f64, config);
-    let stable_window = read.duration(&[annotations::WINDOW]).unwrap_or(config.stable_window);
-    let initial_scale = match read.int(annotations::INITIAL_SCALE) {
-        Some(scale) if scale > 0 || (scale == 0 && config.allow_zero_initial_scale) => scale,
-        _ => config.initial_scale,
-    };
+    let stable_window = read.window().map_or(config.stable_window, GoDuration::to_std);
     let decider = DeciderSpec {
         max_scale_up_rate: config.max_scale_up_rate,
         max_scale_down_rate: config.max_scale_down_rate,
-        scaling_metric: ScalingMetric::from_name(read.text(&[annotations::METRIC]).unwrap_or_default()),
+        scaling_metric: ScalingMetric::from_name(read.metric()),
         target_value,
         total_value,
-        target_burst_capacity: read
-            .float(annotations::TARGET_BURST_CAPACITY)
-            .unwrap_or(config.target_burst_capacity),
+        target_burst_capacity: read.target_burst_capacity().unwrap_or(config.target_burst_capacity),
         activator_capacity: config.activator_capacity,
-        panic_threshold: read
-            .float(annotations::PANIC_THRESHOLD_PERCENTAGE)
-            .unwrap_or(config.panic_threshold_percentage)
+        panic_threshold: read.panic_threshold_percentage().unwrap_or(config.panic_threshold_percentage)
             / 100.0,
         stable_window,
-        scale_down_delay: read
-            .duration(annotations::SCALE_DOWN_DELAY)
-            .unwrap_or(config.scale_down_delay),
-        initial_scale,
+        scale_down_delay: read.scale_down_delay().map_or(config.scale_down_delay, GoDuration::to_std),
+        initial_scale: read.initial_scale(config),
         reachable: !unreachable,
-        // The one key without an older spelling.
-        activation_scale: read.int(&["autoscaling.knative.dev/activation-scale"]).unwrap_or(0),
+        activation_scale: read.activation_scale().unwrap_or(0),
     };
     let retention = read
-        .duration(annotations::SCALE_TO_ZERO_POD_RETENTION_PERIOD)
-        .unwrap_or(config.scale_to_zero_pod_retention_period);
+        .scale_to_zero_pod_retention_period()
+        .map_or(config.scale_to_zero_pod_retention_period, GoDuration::to_std);
+    let panic_percentage = read.panic_window_percentage().unwrap_or(config.panic_window_percentage);
     Resolved {
         decider,
         stable_window,
-        panic_window: panic_window(
-            stable_window,
-            read.float(annotations::PANIC_WINDOW_PERCENTAGE).unwrap_or(config.panic_window_percentage),
-        ),
+        panic_window: panic_window(stable_window, panic_percentage),
         algorithm: algorithm(annotations),
-        min_scale: if unreachable { 0 } else { read.int(annotations::MIN_SCALE).unwrap_or(config.min_scale) },
-        max_scale: read.int(annotations::MAX_SCALE).unwrap_or(config.max_scale),
+        min_scale: if unreachable { 0 } else { read.min_scale().unwrap_or(config.min_scale) },
+        max_scale: read.max_scale().unwrap_or(config.max_scale),
         retention: if unreachable { Duration::ZERO } else { retention },
         grace: config.scale_to_zero_grace_period,
         enable_scale_to_zero: config.enable_scale_to_zero,
-        activation_timeout: read
-            .duration(annotations::PROGRESS_DEADLINE)
+        activation_timeout: progress_deadline(annotations)
             .unwrap_or(settings.progress_deadline)
             .saturating_add(activation_buffer),
     }
 }
 
+fn progress_deadline(annotations: &BTreeMap<String, String>) -> Option<Duration> {
+    let (_, deadline) = lookup(annotations, PROGRESS_DEADLINE)?;
+    parse_duration(deadline).ok().map(GoDuration::to_std)
+}
+
 /// The load a pod should carry, and the load it can carry.
-fn target(read: Annotations<'_>, container_concurrency: f64, config: &Autoscaler) -> (f64, f64) {
-    let metric = read.text(&[annotations::METRIC]).unwrap_or_default();
+fn target(read: Scaling<'_>, container_concurrency: f64, config: &Autoscaler) -> (f64, f64) {
+    let metric = read.metric();
     let (mut total, mut utilization) = if metric == "rps" {
         (config.rps_target_default, config.target_utilization)
     } else if container_concurrency == 0.0 {
@@ -210,11 +180,12 @@ fn target(read: Annotations<'_>, container_concurrency: f64, config: &Autoscaler
     } else {
         (container_concurrency, config.container_concurrency_target_fraction)
     };
-    if let Some(target) = read.float(&[annotations::TARGET]) {
-        let limited = metric == "concurrency" && container_concurrency != 0.0 && target > container_concurrency;
+    if let Some(target) = read.target() {
+        let limited =
+            metric == "concurrency" && container_concurrency != 0.0 && target > container_concurrency;
         total = if limited { container_concurrency } else { target };
     }
-    if let Some(percentage) = read.float(annotations::TARGET_UTILIZATION_PERCENTAGE) {
+    if let Some(percentage) = read.target_utilization_percentage() {
         utilization = percentage / 100.0;
     }
     let target = total * utilization;

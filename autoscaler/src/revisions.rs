@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::collection::{Collection, CollectionSpec};
 use crate::decider::{Decider, DeciderSpec, DeciderStatus, Decision};
+use crate::held::HeldReports;
 use crate::pods::PodIndex;
 use crate::scraper::ScrapeError;
 use crate::time::Time;
@@ -48,6 +49,7 @@ pub(crate) struct WrittenScale {
 
 /// One revision.
 pub(crate) struct Revision {
+    pub(crate) key: Key,
     state: Mutex<State>,
     /// Held while the scale is written, so that writes come one after the other.
     pub(crate) scale: tokio::sync::Mutex<Option<WrittenScale>>,
@@ -105,22 +107,9 @@ pub(crate) struct Figures {
 /// What is to be scraped.
 #[derive(Debug, Clone)]
 pub(crate) struct ScrapeJob {
-    pub(crate) revision: Key,
     pub(crate) target: String,
     pub(crate) stable_window: Duration,
     pub(crate) generation: u64,
-}
-
-/// A report for a revision that is not known yet.
-struct Held {
-    stat: Stat,
-    since: Instant,
-}
-
-#[derive(Default)]
-struct HeldReports {
-    by_revision: HashMap<Key, Vec<Held>>,
-    count: usize,
 }
 
 /// All revisions that this autoscaler takes care of.
@@ -129,20 +118,21 @@ pub(crate) struct Revisions {
     pods: PodIndex,
     revisions: RwLock<HashMap<Key, Arc<Revision>>>,
     held: Mutex<HeldReports>,
-    held_limit: usize,
-    held_lifetime: Duration,
     generations: AtomicI64,
 }
 
 impl Revisions {
-    pub(crate) fn new(clock: MonotonicClock, pods: PodIndex, held_limit: usize, held_lifetime: Duration) -> Self {
+    pub(crate) fn new(
+        clock: MonotonicClock,
+        pods: PodIndex,
+        held_limit: usize,
+        held_lifetime: Duration,
+    ) -> Self {
         Self {
             clock,
             pods,
             revisions: RwLock::default(),
-            held: Mutex::default(),
-            held_limit,
-            held_lifetime,
+            held: Mutex::new(held),
             generations: AtomicI64::new(0),
         }
     }
@@ -161,6 +151,7 @@ impl Revisions {
         }
         Arc::clone(self.revisions.write().entry(key.clone()).or_insert_with(|| {
             Arc::new(Revision {
+                key: key.clone(),
                 state: Mutex::default(),
                 scale: tokio::sync::Mutex::default(),
                 scraping: AtomicBool::new(false),
@@ -171,7 +162,12 @@ impl Revisions {
     }
 
     /// Creates or updates a decider; returns its status. Reports that waited for it count already.
-    pub(crate) fn ensure_decider(&self, key: &Key, labels: RevisionLabels, spec: &DeciderSpec) -> DeciderStatus {
+    pub(crate) fn ensure_decider(
+        &self,
+        key: &Key,
+        labels: RevisionLabels,
+        spec: &DeciderSpec,
+    ) -> DeciderStatus {
         let revision = self.get_or_create(key);
         let mut state = revision.state.lock();
         match &mut state.decider {
@@ -213,7 +209,8 @@ impl Revisions {
         match &mut state.collection {
             Some(current) => {
                 error.clone_from(&current.error);
-                let unchanged = CollectionSpec { algorithm: current.collection.spec().algorithm, ..spec.clone() };
+                let unchanged =
+                    CollectionSpec { algorithm: current.collection.spec().algorithm, ..spec.clone() };
                 if unchanged != *current.collection.spec() {
                     current.collection.update(now, spec);
                     current.generation = self.next_generation();
@@ -296,16 +293,9 @@ impl Revisions {
         if stat.average_concurrent_requests == 0.0 {
             return;
         }
-        let mut held = self.held.lock();
-        if held.count >= self.held_limit {
-            held.forget_older_than(self.held_lifetime);
-        }
-        if held.count >= self.held_limit {
+        if !self.held.lock().push(key, stat) {
             tracing::warn!(revision = %key, "a report for an unknown revision was dropped: too many wait");
-            return;
         }
-        held.count += 1;
-        held.by_revision.entry(key.clone()).or_default().push(Held { stat, since: Instant::now() });
     }
 
     /// Applies the reports that waited, once both parts of the revision are there.
@@ -313,15 +303,10 @@ impl Revisions {
         if state.decider.is_none() || state.collection.is_none() {
             return None;
         }
-        let reports = {
-            let mut held = self.held.lock();
-            let reports = held.by_revision.remove(key)?;
-            held.count -= reports.len();
-            reports
-        };
+        let reports = self.held.lock().take(key);
         let mut changed = None;
-        for report in reports.into_iter().filter(|r| r.since.elapsed() < self.held_lifetime) {
-            changed = self.take(state, &report.stat).or(changed);
+        for stat in reports {
+            changed = self.take(state, &stat).or(changed);
         }
         changed
     }
@@ -342,29 +327,30 @@ impl Revisions {
         before.notifies(next).then_some(next)
     }
 
-    fn all(&self) -> Vec<(Key, Arc<Revision>)> {
-        self.revisions.read().iter().map(|(key, revision)| (key.clone(), Arc::clone(revision))).collect()
+    fn all(&self) -> Vec<Arc<Revision>> {
+        self.revisions.read().values().cloned().collect()
     }
 
     /// Evaluates every revision; calls `changed` for those whose reconciler has to be told.
-    pub(crate) fn tick(&self, mut changed: impl FnMut(Key, DeciderStatus)) {
-        self.held.lock().forget_older_than(self.held_lifetime);
-        for (key, revision) in self.all() {
+    pub(crate) fn tick(&self, mut changed: impl FnMut(&Key, DeciderStatus)) {
+        self.held.lock().forget_old();
+        for revision in self.all() {
             let outcome = self.evaluate(&mut revision.state.lock());
             if let Some(status) = outcome {
-                changed(key, status);
+                changed(&revision.key, status);
             }
         }
     }
 
     /// What to scrape now. Calls `recovered` for revisions that have no pods left to fail.
-    pub(crate) fn scrape_jobs(&self, mut recovered: impl FnMut(Key)) -> Vec<(Arc<Revision>, ScrapeJob)> {
+    pub(crate) fn scrape_jobs(&self, mut recovered: impl FnMut(&Key)) -> Vec<(Arc<Revision>, ScrapeJob)> {
         let mut jobs = Vec::new();
-        for (key, revision) in self.all() {
+        for revision in self.all() {
+            let key = &revision.key;
             let mut state = revision.state.lock();
             let Some(current) = &mut state.collection else { continue };
             let spec = current.collection.spec();
-            if spec.scrape_target.is_empty() || !self.pods.has_ready(&key) {
+            if spec.scrape_target.is_empty() || !self.pods.has_ready(key) {
                 if current.error.take().is_some() {
                     recovered(key);
                 }
@@ -374,7 +360,6 @@ impl Revisions {
                 target: spec.scrape_target.clone(),
                 stable_window: spec.stable_window,
                 generation: current.generation,
-                revision: key,
             };
             drop(state);
             jobs.push((revision, job));
@@ -401,11 +386,11 @@ impl Revisions {
 
     /// All deciders' figures.
     pub(crate) fn figures(&self) -> Vec<Figures> {
-        let figures = |(key, revision): (Key, Arc<Revision>)| {
+        let figures = |revision: Arc<Revision>| {
             let state = revision.state.lock();
             let decider = state.decider.as_ref()?;
             Some(Figures {
-                namespace: key.namespace,
+                namespace: revision.key.namespace.clone(),
                 labels: decider.labels.clone(),
                 spec: decider.spec.clone(),
                 status: decider.status,
@@ -432,19 +417,6 @@ impl Revision {
     }
 }
 
-impl HeldReports {
-    fn forget_older_than(&mut self, lifetime: Duration) {
-        if self.count == 0 {
-            return;
-        }
-        self.by_revision.retain(|_, reports| {
-            reports.retain(|report| report.since.elapsed() < lifetime);
-            !reports.is_empty()
-        });
-        self.count = self.by_revision.values().map(Vec::len).sum();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,7 +434,7 @@ mod tests {
 
     fn revisions() -> Revisions {
         let clock = MonotonicClock::new(Arc::new(FixedClock));
-        Revisions::new(clock, PodIndex::default(), 8, Duration::from_secs(60))
+        Revisions::new(clock, PodIndex::default(), HeldReports::new(8, Duration::from_secs(60)))
     }
 
     fn spec() -> DeciderSpec {
@@ -493,7 +465,12 @@ mod tests {
     }
 
     fn report() -> Stat {
-        Stat { average_concurrent_requests: 1.0, request_count: 1.0, timestamp: 946_684_800, ..Stat::default() }
+        Stat {
+            average_concurrent_requests: 1.0,
+            request_count: 1.0,
+            timestamp: 946_684_800,
+            ..Stat::default()
+        }
     }
 
     fn labels() -> RevisionLabels {
@@ -516,7 +493,7 @@ mod tests {
         assert_eq!(revisions.accept(&key, report()), None);
         assert_eq!(revisions.ensure_collection(&key, collection()), (None, None));
         assert_eq!(revisions.ensure_decider(&key, labels(), &spec()).desired_scale, 1);
-        assert_eq!(revisions.held.lock().count, 0);
+        assert_eq!(revisions.held.lock().len(), 0);
 
         let other = Key::new("ns", "other");
         assert_eq!(revisions.accept(&other, report()), None);
@@ -531,13 +508,13 @@ mod tests {
         for number in 0..20 {
             revisions.accept(&Key::new("ns", format!("rev-{number}")), report());
         }
-        assert_eq!(revisions.held.lock().count, 8);
+        assert_eq!(revisions.held.lock().len(), 8);
         tokio::time::advance(Duration::from_secs(61)).await;
         let key = Key::new("ns", "rev-0");
         revisions.ensure_collection(&key, collection());
         assert_eq!(revisions.ensure_decider(&key, labels(), &spec()).desired_scale, -1, "too old");
         revisions.tick(|_, _| {});
-        assert_eq!(revisions.held.lock().count, 0);
+        assert_eq!(revisions.held.lock().len(), 0);
     }
 
     #[test]
@@ -551,6 +528,8 @@ mod tests {
         let clock = MonotonicClock::new(Arc::new(Steps(AtomicI64::new(5000))));
         assert_eq!(clock.now(), clock.now());
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        assert!(MonotonicClock::new(Arc::new(ember_dataplane::io::SystemClock)).now() >= Time::from_epoch(wall));
+        assert!(
+            MonotonicClock::new(Arc::new(ember_dataplane::io::SystemClock)).now() >= Time::from_epoch(wall)
+        );
     }
 }

@@ -87,7 +87,9 @@ impl ScrapeClient {
             }
             Target::Pod { .. } => request.header(header::HOST, self.authority(host)),
             // Each request to the Service should have the chance to reach another pod.
-            Target::Service => request.header(header::HOST, self.authority(host)).header(header::CONNECTION, "close"),
+            Target::Service => {
+                request.header(header::HOST, self.authority(host)).header(header::CONNECTION, "close")
+            }
         };
         request.body(Empty::new()).map_err(failed)
     }

@@ -9,10 +9,10 @@ use ember_dataplane::stat::Stat;
 use futures::future::join_all;
 use parking_lot::Mutex;
 
-use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
 use crate::pods::ReadyPod;
 use crate::sample_size::sample_size;
 use crate::time::Time;
+use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
 
 /// How often a worker asks the Service in hope of a pod that nobody has heard of yet.
 const SERVICE_ATTEMPTS: usize = 10;

@@ -215,7 +215,8 @@ async fn reports(shared: &Shared, upgraded: Upgraded) {
         .read_buffer_size(8 << 10)
         .max_message_size(Some(shared.max_message))
         .max_frame_size(Some(shared.max_message));
-    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits)).await;
+    let mut socket =
+        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits)).await;
     loop {
         let received = tokio::select! {
             () = shared.stop.cancelled() => {

@@ -115,12 +115,24 @@ fn golden_scale_scenarios() {
                 Mode::Stable => None,
                 Mode::Panic { since } => Some(since),
             };
-            wrong.extend(differ(&format!("step {number}"), &want.valid.then_some((want.desired, want.ebc)), &got));
+            wrong.extend(differ(
+                &format!("step {number}"),
+                &want.valid.then_some((want.desired, want.ebc)),
+                &got,
+            ));
             wrong.extend(differ(&format!("step {number} in panic"), &want.in_panic, &since.is_some()));
             if want.panic_at_ms.is_some() {
-                wrong.extend(differ(&format!("step {number} panic since"), &want.panic_at_ms.map(at), &since));
+                wrong.extend(differ(
+                    &format!("step {number} panic since"),
+                    &want.panic_at_ms.map(at),
+                    &since,
+                ));
             }
-            wrong.extend(differ(&format!("step {number} floor"), &want.max_panic_pods, &decider.max_panic_pods()));
+            wrong.extend(differ(
+                &format!("step {number} floor"),
+                &want.max_panic_pods,
+                &decider.max_panic_pods(),
+            ));
         }
         wrong
     });
@@ -142,7 +154,9 @@ fn golden_excess_burst_capacity() {
             target_burst_capacity: case.target_burst_capacity,
             ..plain_spec()
         };
-        differ("ebc", &case.want, &excess_burst_capacity(&spec, case.ready, case.panic.0)).into_iter().collect()
+        differ("ebc", &case.want, &excess_burst_capacity(&spec, case.ready, case.panic.0))
+            .into_iter()
+            .collect()
     });
 }
 

@@ -9,14 +9,14 @@ use serde::Deserialize;
 use super::{Float, at, check, differ, seconds};
 use crate::bucket;
 use crate::collection::contribution;
-use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
 use crate::pods::{PodState, ReadyPod};
 use crate::sample_size::sample_size;
 use crate::scrape_client::decode_report;
 use crate::scraper::{Fetch, FetchError, ScrapeError, Scraper, Target, extrapolate};
-use ember_dataplane::stat::{Stat, WireStatMessage, WireStatMessages};
 use crate::time::Time;
 use crate::window::{Algorithm, MaxWindow, Window, round_to_6_digits, smoothing_coefficient};
+use ember_api::configmaps::network::MeshCompatibilityMode as MeshCompatibility;
+use ember_dataplane::stat::{Stat, WireStatMessage, WireStatMessages};
 
 #[derive(Debug, Deserialize)]
 struct WindowCase {
@@ -111,7 +111,9 @@ fn golden_max_window() {
         let mut window = MaxWindow::new(seconds(case.duration_s), seconds(case.granularity_s));
         case.steps
             .iter()
-            .filter_map(|step| differ(&format!("at {}", step.at_ms), &step.want, &window.record(at(step.at_ms), step.value)))
+            .filter_map(|step| {
+                differ(&format!("at {}", step.at_ms), &step.want, &window.record(at(step.at_ms), step.value))
+            })
             .collect()
     });
 }
@@ -280,9 +282,11 @@ fn golden_scrape() {
         if case.name.starts_with("previously-not-addressable") {
             scraper.believe_not_addressable();
         }
-        let fetch = Scripted { case, pod_requests: AtomicUsize::new(0), service_requests: AtomicUsize::new(0) };
+        let fetch =
+            Scripted { case, pod_requests: AtomicUsize::new(0), service_requests: AtomicUsize::new(0) };
         let now = at(10_000_000);
-        let result = runtime.block_on(scraper.scrape(&fetch, scrape_pods(case, now), now, seconds(case.window_s)));
+        let result =
+            runtime.block_on(scraper.scrape(&fetch, scrape_pods(case, now), now, seconds(case.window_s)));
         let error = match &result {
             Ok(_) => String::new(),
             Err(ScrapeError::PodsExhausted) => "pods_exhausted".into(),
@@ -333,7 +337,8 @@ fn golden_stat() {
         hex: String,
     }
     check("stat", |case: &Case| {
-        let mut wrong: Vec<_> = differ("hex", &case.hex, &hex(&Stat::from(&case.stat).encode_to_vec())).into_iter().collect();
+        let mut wrong: Vec<_> =
+            differ("hex", &case.hex, &hex(&Stat::from(&case.stat).encode_to_vec())).into_iter().collect();
         wrong.extend(stat_differs(&case.stat, &Stat::decode(&*unhex(&case.hex)).unwrap()));
         wrong
     });
@@ -348,7 +353,11 @@ struct WireCase {
 
 impl From<&WireCase> for WireStatMessage {
     fn from(case: &WireCase) -> Self {
-        Self { namespace: case.namespace.clone(), name: case.name.clone(), stat: case.stat.as_ref().map(Stat::from) }
+        Self {
+            namespace: case.namespace.clone(),
+            name: case.name.clone(),
+            stat: case.stat.as_ref().map(Stat::from),
+        }
     }
 }
 
@@ -360,7 +369,8 @@ fn golden_wire_stat_messages() {
         hex: String,
     }
     check("wire_stat_messages", |case: &Case| {
-        let messages = WireStatMessages { messages: case.messages.iter().map(WireStatMessage::from).collect() };
+        let messages =
+            WireStatMessages { messages: case.messages.iter().map(WireStatMessage::from).collect() };
         differ("hex", &case.hex, &hex(&messages.encode_to_vec())).into_iter().collect()
     });
 }
@@ -389,8 +399,7 @@ fn golden_decode() {
                 Ok(got) if case.want_error.is_empty() => {
                     // Entries without a report are skipped.
                     let got: Vec<_> = got.messages.into_iter().filter(|m| m.stat.is_some()).collect();
-                    let want: Vec<_> =
-                        case.want_stats.iter().flatten().map(WireStatMessage::from).collect();
+                    let want: Vec<_> = case.want_stats.iter().flatten().map(WireStatMessage::from).collect();
                     differ("messages", &want, &got).into_iter().collect()
                 }
                 got => vec![format!("want {:?}, got {got:?}", case.want_error)],
@@ -432,9 +441,11 @@ fn golden_bucket_owner() {
         let names: Vec<String> = (0..case.buckets).map(|i| bucket::bucket_name(i, case.buckets)).collect();
         let set: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let mut wrong: Vec<_> = differ("names", &case.bucket_names, &names).into_iter().collect();
-        wrong.extend(case.owner_by_key.iter().filter_map(|(key, want)| {
-            differ(key, &Some(want.as_str()), &bucket::owner(&set, key))
-        }));
+        wrong.extend(
+            case.owner_by_key
+                .iter()
+                .filter_map(|(key, want)| differ(key, &Some(want.as_str()), &bucket::owner(&set, key))),
+        );
         wrong
     });
 }

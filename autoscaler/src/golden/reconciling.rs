@@ -37,7 +37,9 @@ struct PaCase {
 
 fn pod_autoscaler(annotations: &Texts, container_concurrency: i64, reachability: &str) -> PodAutoscaler {
     let mut annotations = annotations.clone();
-    annotations.entry("autoscaling.knative.dev/class".into()).or_insert_with(|| "kpa.autoscaling.knative.dev".into());
+    annotations
+        .entry("autoscaling.knative.dev/class".into())
+        .or_insert_with(|| "kpa.autoscaling.knative.dev".into());
     let pa = json!({
         "metadata": {
             "name": "rev", "namespace": "ns", "uid": "2006", "generation": 1,
@@ -391,7 +393,11 @@ impl ReconcileCase {
         if case.ready {
             status.manage(now()).mark_true("EndpointsPopulated");
         } else {
-            status.manage(now()).mark_unknown("EndpointsPopulated", "NoHealthyBackends", "K8s Service is not ready");
+            status.manage(now()).mark_unknown(
+                "EndpointsPopulated",
+                "NoHealthyBackends",
+                "K8s Service is not ready",
+            );
         }
         if let Some(held) = case.activator_endpoints_populated_for_s {
             let mut conditions: Vec<Condition> = status.conditions.to_vec();

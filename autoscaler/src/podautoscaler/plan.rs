@@ -24,7 +24,8 @@ use crate::scaler::{self, Activity, ActivityChange, ActivityInput, Scale, ScaleI
 /// Activators for a revision whose private Service is not there yet.
 const FIRST_ACTIVATORS: i32 = 2;
 
-const QUEUED: (&str, &str) = ("Queued", "Requests to the target are being buffered as resources are provisioned.");
+const QUEUED: (&str, &str) =
+    ("Queued", "Requests to the target are being buffered as resources are provisioned.");
 const NO_TRAFFIC: (&str, &str) = ("NoTraffic", "The target is not receiving traffic.");
 const TIMED_OUT: (&str, &str) = ("TimedOut", "The target could not be activated.");
 const NOT_OWNED: &str = "NotOwned";
@@ -136,7 +137,11 @@ fn without_private_service(observed: &Observed<'_>, mut status: PodAutoscalerSta
     match sks_action(observed, Mode::Proxy, FIRST_ACTIVATORS) {
         Ok(action) => {
             plan.sks = action;
-            status.manage(observed.now).mark_unknown(PodAutoscalerStatus::SKS_READY, NOT_READY, NO_PRIVATE_SERVICE);
+            status.manage(observed.now).mark_unknown(
+                PodAutoscalerStatus::SKS_READY,
+                NOT_READY,
+                NO_PRIVATE_SERVICE,
+            );
             compute_status(&mut status, observed, -1, 0);
         }
         Err(NotOwned) => plan.failure = Some(disowned_sks(&mut status, observed)),
@@ -190,7 +195,11 @@ fn with_private_service(observed: &Observed<'_>, mut status: PodAutoscalerStatus
             status.manage(now).mark_true(PodAutoscalerStatus::SKS_READY);
         } else {
             let message = sks.status.as_ref().and_then(|s| s.condition(READY)).map(|c| c.message.as_str());
-            status.manage(now).mark_unknown(PodAutoscalerStatus::SKS_READY, NOT_READY, message.unwrap_or_default());
+            status.manage(now).mark_unknown(
+                PodAutoscalerStatus::SKS_READY,
+                NOT_READY,
+                message.unwrap_or_default(),
+            );
         }
     }
     compute_status(&mut status, observed, scale.want, pods.ready);
@@ -290,7 +299,12 @@ fn disowned_sks(status: &mut PodAutoscalerStatus, observed: &Observed<'_>) -> St
 
 fn is_controlled_by<K: Resource>(child: &K, pa: &PodAutoscaler) -> bool {
     let uid = pa.metadata.uid.as_deref().unwrap_or_default();
-    child.meta().owner_references.iter().flatten().any(|owner| owner.controller == Some(true) && owner.uid == uid)
+    child
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
 fn sks_action(observed: &Observed<'_>, mode: Mode, num_activators: i32) -> Result<Option<Action>, NotOwned> {
@@ -343,7 +357,7 @@ pub fn serverless_service(pa: &PodAutoscaler, mode: Mode, num_activators: i32) -
         spec: ServerlessServiceSpec {
             mode,
             object_ref: pa.spec.scale_target_ref.clone(),
-            protocol_type: pa.spec.protocol_type.clone(),
+            protocol_type: pa.spec.protocol_type,
             num_activators,
         },
         status: None,

@@ -110,7 +110,8 @@ impl Reconciler {
         if !scale.apply || scale.want <= 0 {
             return self.queue.add(key);
         }
-        let (targets, revisions, queue) = (self.targets.clone(), Arc::clone(&self.revisions), self.queue.clone());
+        let (targets, revisions, queue) =
+            (self.targets.clone(), Arc::clone(&self.revisions), self.queue.clone());
         let timeout = self.config.reconcile_timeout;
         self.tasks.spawn(async move {
             let write = write_scale(&targets, &revisions, &revision, &key, &pa, scale.want, status);
@@ -149,7 +150,13 @@ impl Reconciler {
         let result = result.unwrap_or(Err(Error::Deadline));
         if let Err(error @ (Error::Internal(_) | Error::Deadline)) = &result {
             tracing::warn!(revision = %key, %error, "a PodAutoscaler is not in order");
-            self.events.record(&*live, EventType::Warning, "InternalError", &error.to_string(), self.timestamp());
+            self.events.record(
+                &*live,
+                EventType::Warning,
+                "InternalError",
+                &error.to_string(),
+                self.timestamp(),
+            );
         }
         result
     }
@@ -190,7 +197,8 @@ impl Reconciler {
         let mut next = plan::plan(&observed);
         if next == Next::ProbeActivator {
             let (host, port) = plan::probe_host(&pa, &self.config.cluster_domain);
-            observed.probe = Some(probe::activator_answers(&self.io, &host, port, self.config.probe_timeout).await);
+            observed.probe =
+                Some(probe::activator_answers(&self.io, &host, port, self.config.probe_timeout).await);
             observed.now = self.timestamp();
             next = plan::plan(&observed);
         }
@@ -263,7 +271,8 @@ impl Reconciler {
             Ok(_) => Ok(()),
             Err(error) if error.is_conflict() || error.is_not_found() => Err(Error::Outdated(error)),
             Err(error) => {
-                let message = format!("Failed to update status for \"{}\": {}", live.name_any(), error.api_message());
+                let message =
+                    format!("Failed to update status for \"{}\": {}", live.name_any(), error.api_message());
                 self.events.record(live, EventType::Warning, "UpdateFailed", &message, self.timestamp());
                 Err(Error::Outdated(error))
             }
@@ -298,7 +307,7 @@ impl Reconciler {
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = ticks.tick() => self.revisions.tick(|key, status| self.decided(&key, status)),
+                _ = ticks.tick() => self.revisions.tick(|key, status| self.decided(key, status)),
             }
         }
     }
@@ -340,6 +349,7 @@ async fn write_scale(
     let present = targets.read(&key.namespace, target).await?.or_newer(*written);
     if present.unwrap_or(1) != replicas {
         *written = Some(targets.write(&key.namespace, target, replicas).await?);
+        tracing::debug!(target: "ember::coldstart", phase = "decided", revision = %key);
         tracing::info!(revision = %key, from = present, to = replicas, "scaled");
     }
     Ok(Written::Done)

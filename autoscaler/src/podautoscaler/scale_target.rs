@@ -82,11 +82,9 @@ impl ScaleTargets {
             name: format!("{name}/scale"),
             verb: Verb::JsonPatch(json!([{"op": "add", "path": "/spec/replicas", "value": replicas}])),
         };
-        let scale = self
-            .applier
-            .execute(&action)
-            .await
-            .map_err(|e| format!("failed to apply scale {replicas} to scale target {name}: {}", e.api_message()))?;
+        let scale = self.applier.execute(&action).await.map_err(|e| {
+            format!("failed to apply scale {replicas} to scale target {name}: {}", e.api_message())
+        })?;
         Ok(WrittenScale { version: version_of(&scale), replicas })
     }
 }
@@ -149,7 +147,13 @@ mod tests {
         };
         let path = |t| object_path(&resource_of(&t), "ns", "x");
         assert_eq!(path(target("apps/v1", "Deployment")), "/apis/apps/v1/namespaces/ns/deployments/x");
-        assert_eq!(path(target("example.com/v2", "Process")), "/apis/example.com/v2/namespaces/ns/processes/x");
-        assert_eq!(path(target("v1", "ReplicationController")), "/api/v1/namespaces/ns/replicationcontrollers/x");
+        assert_eq!(
+            path(target("example.com/v2", "Process")),
+            "/apis/example.com/v2/namespaces/ns/processes/x"
+        );
+        assert_eq!(
+            path(target("v1", "ReplicationController")),
+            "/api/v1/namespaces/ns/replicationcontrollers/x"
+        );
     }
 }
