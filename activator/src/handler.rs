@@ -123,15 +123,19 @@ impl Activation {
             other => {
                 let value = format!("{:?}", String::from_utf8_lossy(other));
                 let escaped = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-                Some(http_error(StatusCode::BAD_REQUEST, &format!("unexpected probe header value: {escaped}")))
+                Some(http_error(
+                    StatusCode::BAD_REQUEST,
+                    &format!("unexpected probe header value: {escaped}"),
+                ))
             }
         }
     }
 
     /// Namespace and name of the revision: from the headers, else from a host `name.namespace.svc.<cluster domain>`.
     fn target(&self, request: &Request<Body>) -> (String, String) {
-        let text =
-            |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let text = |name: HeaderName| {
+            request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+        };
         let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
         if namespace.is_empty() || name.is_empty() {
             let host = text(http::header::HOST);
@@ -177,6 +181,7 @@ impl Activation {
                 }
                 Err(Refused::Closed) => return not_found(&revision.key.name),
             };
+            tracing::debug!(target: "ember::coldstart", phase = "forwarded", revision = %revision.key);
             // Each pod is a backend of its own: its address is the Host.
             outbound.headers_mut().remove(http::header::HOST);
             let connect_by = Instant::now() + self.connect_timeout;
@@ -206,7 +211,10 @@ impl Activation {
 
 /// Whether an error speaks against the pod: what breaks in the middle of an exchange may be the client's doing.
 fn is_the_pods_fault(error: &ProxyError) -> bool {
-    matches!(error, ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } | ProxyError::NoResponse(_))
+    matches!(
+        error,
+        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } | ProxyError::NoResponse(_)
+    )
 }
 
 fn not_found(name: &str) -> Response<Body> {

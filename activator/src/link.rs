@@ -147,13 +147,17 @@ async fn talk(
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     loop {
-        let batch = tokio::select! {
+        // Immediate reports come first in a batch.
+        let (immediate, batch) = tokio::select! {
             biased;
             () = shutdown.cancelled() => {
                 let _ = tokio::time::timeout(Duration::from_secs(1), socket.close(None)).await;
                 return "shutting down".to_owned();
             }
-            () = outbox.filled.notified() => outbox.take(),
+            () = outbox.filled.notified() => {
+                let batch = outbox.take();
+                (batch.len(), batch)
+            }
             incoming = socket.next() => match incoming {
                 Some(Ok(Message::Close(frame))) => {
                     return frame.map_or_else(|| "closed".to_owned(), |frame| frame.to_string());
@@ -164,13 +168,14 @@ async fn talk(
             },
             _ = tick.tick() => {
                 let mut batch = outbox.take();
+                let immediate = batch.len();
                 let now = outbox.now();
                 for revision in registry.all() {
                     if let Some(stat) = revision.reporter.report(now, &config.pod_name) {
                         batch.push(message(revision.key.clone(), stat));
                     }
                 }
-                batch
+                (immediate, batch)
             }
             _ = ping.tick() => {
                 if heard.elapsed() > config.ping_interval * 3 {
@@ -189,6 +194,10 @@ async fn talk(
         if let Err(error) = socket.send(Message::Binary(messages.encode_to_vec().into())).await {
             outbox.put_back(messages.messages);
             return error.to_string();
+        }
+        for WireStatMessage { namespace, name, .. } in messages.messages.iter().take(immediate) {
+            let revision = format_args!("{namespace}/{name}");
+            tracing::debug!(target: "ember::coldstart", phase = "reported", %revision);
         }
     }
 }

@@ -144,6 +144,7 @@ impl RevisionState {
                     if !token.is_cancelled() {
                         pods.probes.remove(&address);
                         if pods.set.proven(&address) {
+                            tracing::debug!(target: "ember::coldstart", phase = "ready", revision = %state.key);
                             state.publish(&pods);
                         }
                     }
@@ -190,7 +191,9 @@ fn port_name(revision: &Revision) -> &'static str {
 /// Probes that only the kubelet runs make its word count.
 fn usable_before_ready(revision: &Revision) -> bool {
     let containers = &revision.spec.pod_spec.containers;
-    let exec = containers.iter().filter(|c| c.ports.as_ref().is_some_and(|ports| !ports.is_empty()) || containers.len() == 1);
+    let exec = containers
+        .iter()
+        .filter(|c| c.ports.as_ref().is_some_and(|ports| !ports.is_empty()) || containers.len() == 1);
     let exec_readiness = exec.filter_map(|c| c.readiness_probe.as_ref()).any(|probe| probe.exec.is_some());
     !exec_readiness && containers.iter().all(|c| c.startup_probe.is_none())
 }
@@ -231,7 +234,8 @@ mod tests {
         assert_eq!(timeouts(&plain).idle, None);
         assert_eq!(port_name(&plain), "http");
         assert!(usable_before_ready(&plain));
-        let special = revision(json!({"containers": [{"name": "c", "ports": [{"name": "h2c", "containerPort": 80}],
+        let special =
+            revision(json!({"containers": [{"name": "c", "ports": [{"name": "h2c", "containerPort": 80}],
             "readinessProbe": {"exec": {"command": ["x"]}}}]}));
         assert_eq!(port_name(&special), "http2");
         assert!(!usable_before_ready(&special));

@@ -19,6 +19,7 @@ use crate::env::{self, Sources};
 use crate::helper::protocol::{Identity, Start};
 use crate::kubelet::Node;
 use crate::logs::Run;
+use crate::pod::revision;
 use crate::pod_status::{Change, Index, Terminated};
 use crate::probe::{self, Tally, Timing};
 use crate::runtime::{Process, Stop};
@@ -271,6 +272,8 @@ impl PodContext {
                 return 128;
             }
         };
+        let revision = || revision(&self.pod);
+        tracing::debug!(target: "ember::coldstart", phase = "process_started", revision = revision());
         self.tell(index, Change::Running { id: format!("ember://{}-{id}-{pid}", self.uid()) }).await;
         let pump = tokio::spawn(pump(output, Arc::clone(&log)));
         let unhealthy = CancellationToken::new();

@@ -28,6 +28,12 @@ const AFTER_KILL: Duration = Duration::from_secs(5);
 /// The grace of a pod that vanished from the API without being drained: it was deleted by force.
 const VANISHED_GRACE: Duration = Duration::from_secs(2);
 
+/// Namespace and name of the Revision that a pod belongs to, for the log.
+pub(crate) fn revision(pod: &Pod) -> String {
+    let name = pod.metadata.labels.as_ref().and_then(|labels| labels.get(ember_api::labels::REVISION));
+    format!("{}/{}", pod.metadata.namespace.as_deref().unwrap_or_default(), name.map_or("", String::as_str))
+}
+
 /// Runs a pod until it is deleted or the node shuts down. `updates` has the pod as it is in the API, `None` once it
 /// is gone from there.
 pub(crate) async fn run(

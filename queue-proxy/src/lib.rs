@@ -145,7 +145,8 @@ pub async fn run(
     serve(stat_listener, &workers, &options, &side, StatEndpoint(Arc::clone(&reporter)));
     let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
     side.tasks().spawn(ticking);
-    let probing = tokio::spawn(prober.run(readiness, format!("{}/{}", config.namespace, config.revision)));
+    let revision = format!("{}/{}", config.namespace, config.revision);
+    let probing = tokio::spawn(prober.run(readiness, revision));
     tracing::info!(pod = config.pod, "starting queue-proxy");
 
     shutdown.cancelled().await;

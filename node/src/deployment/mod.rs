@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cache::{Cache, Key, refused, status_patch};
 use crate::kubelet::Node;
+use crate::pod::revision;
 
 /// Keeps the pods and the status of every Deployment until shutdown.
 pub(crate) async fn run(node: Arc<Node>, deployments: Cache<Deployment>) {
@@ -111,7 +112,11 @@ impl Controller {
         for pod in plan.create {
             match api.create(&PostParams::default(), &pod).await {
                 // The node hears of the pod from here, not from the watch.
-                Ok(created) => self.node.pods.observe(created),
+                Ok(created) => {
+                    let revision = || revision(&created);
+                    tracing::debug!(target: "ember::coldstart", phase = "pod_created", revision = revision());
+                    self.node.pods.observe(created);
+                }
                 // A pod of that name that the cache does not show yet; its event brings us back here.
                 Err(error) if refused(&error, 409) => retry = true,
                 Err(error) => {
