@@ -1,18 +1,17 @@
 //! What all reconcilers of the controller share: one watch per kind, configuration, the writer, and shutdown.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
 use ember_api::autoscaling::v1alpha1::PodAutoscaler;
 use ember_api::caching::v1alpha1::Image;
-use ember_api::configmaps;
+pub(crate) use ember_api::configmaps::Configs;
 use ember_api::networking::v1alpha1::{Certificate, Ingress, ServerlessService};
 use ember_api::serving::v1::{Configuration, Revision, Route, Service};
 use ember_reconcile::apply::{Action, Applier, ApplyError, Verb};
 use ember_reconcile::cache::{Cache, Key};
-use ember_reconcile::config::{ConfigMapData, ConfigStore};
+use ember_reconcile::config::ConfigStore;
 use ember_reconcile::event::EventRecorder;
 use ember_reconcile::queue::{Next, WorkQueue};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -24,20 +23,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// The ConfigMaps that reconcilers decide by, typed; one immutable snapshot.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Configs {
-    pub(crate) autoscaler: configmaps::autoscaler::Autoscaler,
-    pub(crate) defaults: configmaps::defaults::Defaults,
-    pub(crate) deployment: configmaps::deployment::Deployment,
-    pub(crate) domain: configmaps::domain::Domain,
-    pub(crate) features: configmaps::features::Features,
-    pub(crate) gc: configmaps::gc::Gc,
-    pub(crate) logging: configmaps::logging::Logging,
-    pub(crate) network: configmaps::network::Network,
-    pub(crate) observability: configmaps::observability::Observability,
-}
 
 /// Local copies of the kinds that the controller reads.
 #[derive(Clone, Debug, Default)]
@@ -69,45 +54,12 @@ pub(crate) struct Context {
     pub(crate) concurrency: usize,
     /// Where the system's own objects live.
     pub(crate) system_namespace: Arc<str>,
-    /// The DNS suffix of Services, for instance `cluster.local`.
-    pub(crate) cluster_domain: Arc<str>,
     pub(crate) shutdown: CancellationToken,
 }
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").finish_non_exhaustive()
-    }
-}
-
-impl Configs {
-    /// Reads the ConfigMaps of the system namespace; an absent one means its defaults.
-    pub(crate) fn parse(data: &ConfigMapData, cluster_domain: &str) -> Result<Self, String> {
-        use configmaps::{
-            autoscaler, defaults, deployment, domain, features, gc, logging, network, observability,
-        };
-        fn read<T: Default, E: fmt::Display>(
-            data: &ConfigMapData,
-            name: &str,
-            parse: impl FnOnce(&BTreeMap<String, String>) -> Result<T, E>,
-        ) -> Result<T, String> {
-            data.get(name).map_or_else(|| Ok(T::default()), |map| parse(map).map_err(|e| format!("{name}: {e}")))
-        }
-        Ok(Self {
-            autoscaler: read(data, autoscaler::NAME, autoscaler::Autoscaler::parse)?,
-            defaults: read(data, defaults::NAME, defaults::Defaults::parse)?,
-            deployment: read(data, deployment::NAME, deployment::Deployment::parse)?,
-            domain: match data.get(domain::NAME) {
-                Some(map) => domain::Domain::parse_in(map, cluster_domain)
-                    .map_err(|e| format!("{}: {e}", domain::NAME))?,
-                None => domain::Domain::empty_in(cluster_domain),
-            },
-            features: read(data, features::NAME, features::Features::parse)?,
-            gc: read(data, gc::NAME, gc::Gc::parse)?,
-            logging: read(data, logging::NAME, logging::Logging::parse)?,
-            network: read(data, network::NAME, network::Network::parse)?,
-            observability: read(data, observability::NAME, observability::Observability::parse)?,
-        })
     }
 }
 
@@ -168,7 +120,9 @@ impl Caches {
             ("serving.knative.dev", "Revision") => put(&self.revisions, stored),
             ("serving.knative.dev", "Route") => put(&self.routes, stored),
             ("autoscaling.internal.knative.dev", "PodAutoscaler") => put(&self.pod_autoscalers, stored),
-            ("networking.internal.knative.dev", "ServerlessService") => put(&self.serverless_services, stored),
+            ("networking.internal.knative.dev", "ServerlessService") => {
+                put(&self.serverless_services, stored)
+            }
             ("networking.internal.knative.dev", "Ingress") => put(&self.ingresses, stored),
             ("networking.internal.knative.dev", "Certificate") => put(&self.certificates, stored),
             ("caching.internal.knative.dev", "Image") => put(&self.images, stored),

@@ -18,8 +18,10 @@ use crate::plan::{EventText, Plan, status_action};
 pub(crate) type ConfigMaps = BTreeMap<String, BTreeMap<String, String>>;
 
 fn folder() -> PathBuf {
-    std::env::var_os("EMBER_VECTORS")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors")), PathBuf::from)
+    std::env::var_os("EMBER_VECTORS").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors")),
+        PathBuf::from,
+    )
 }
 
 /// The cases of a file. Panics when there are none: an empty list must not pass for success.
@@ -78,9 +80,12 @@ pub(crate) fn differences(path: &str, ours: &Value, expected: &Value) -> Vec<Str
                 })
                 .collect()
         }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().flat_map(|(i, (a, b))| differences(&format!("{path}/{i}"), a, b)).collect()
-        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .flat_map(|(i, (a, b))| differences(&format!("{path}/{i}"), a, b))
+            .collect(),
         _ if ember_reconcile::apply::semantically_equal(ours, expected) => Vec::new(),
         _ => vec![format!("  {path}: ours {ours}, expected {expected}")],
     }
@@ -194,7 +199,7 @@ pub(crate) fn configs(given: &ConfigMaps) -> Configs {
         .or_default()
         .entry("queue-sidecar-image".to_owned())
         .or_insert_with(|| "example.com/queue:v1".to_owned());
-    Configs::parse(&given, "cluster.local").expect("configuration that can be used")
+    Configs::parse(&given).expect("configuration that can be used")
 }
 
 impl Reconcile {
@@ -270,7 +275,8 @@ impl Reconcile {
             wrong.push(format!("  error: ours {error:?}, expected {:?}", self.expect.error));
         }
         if requeue.as_slice() != self.expect.enqueue_after_nanos {
-            wrong.push(format!("  requeue: ours {requeue:?}, expected {:?}", self.expect.enqueue_after_nanos));
+            wrong
+                .push(format!("  requeue: ours {requeue:?}, expected {:?}", self.expect.enqueue_after_nanos));
         }
         (!wrong.is_empty()).then(|| wrong.join("\n"))
     }
@@ -285,10 +291,12 @@ impl Reconcile {
         K: Conditioned + Resource<DynamicType = ()> + Serialize + Clone,
     {
         let text = |event: &EventText| format!("{} {} {}", event.kind.as_str(), event.reason, event.message);
-        let (mut actions, mut events, mut error, mut object) = (Vec::new(), Vec::new(), plan.error, plan.object);
+        let (mut actions, mut events, mut error, mut object) =
+            (Vec::new(), Vec::new(), plan.error, plan.object);
         for step in plan.steps {
             let action = described(&step.action);
-            let call = format!("{} {}", action["verb"].as_str().unwrap_or_default(), step.action.resource.plural);
+            let call =
+                format!("{} {}", action["verb"].as_str().unwrap_or_default(), step.action.resource.plural);
             actions.push(action);
             if !self.given.fail.contains(&call) {
                 events.extend(step.done.as_ref().map(text));
@@ -309,7 +317,12 @@ impl Reconcile {
             break;
         }
         events.extend(plan.events.iter().map(text));
-        actions.extend(object.as_mut().and_then(|new| status_action(original, new, self.given.now())).map(|action| described(&action)));
+        actions.extend(
+            object
+                .as_mut()
+                .and_then(|new| status_action(original, new, self.given.now()))
+                .map(|action| described(&action)),
+        );
         events.extend(error.as_ref().map(|error| format!("Warning InternalError {error}")));
         let requeue = plan.requeue_after.filter(|_| error.is_none());
         (actions, events, error, requeue.map(|after| i64::try_from(after.as_nanos()).expect("a short time")))
@@ -375,7 +388,12 @@ pub(crate) fn normalise(value: &mut Value) {
             if fields.get("targetPort").is_some_and(|port| port == 0) {
                 fields.remove("targetPort");
             }
-            for key in ["lastTransitionTime", "creationTimestamp", "resourceVersion", "serving.knative.dev/deployment-hash"] {
+            for key in [
+                "lastTransitionTime",
+                "creationTimestamp",
+                "resourceVersion",
+                "serving.knative.dev/deployment-hash",
+            ] {
                 fields.remove(key);
             }
             fields.values_mut().for_each(normalise);

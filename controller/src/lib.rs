@@ -18,8 +18,6 @@ mod serverlessservice;
 mod service;
 mod tracker;
 
-use std::sync::Arc;
-
 use ember_reconcile::apply::Applier;
 use ember_reconcile::config::ConfigStore;
 use ember_reconcile::event::EventRecorder;
@@ -67,13 +65,12 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let (events, write_events) = EventRecorder::new(client.clone(), "controller", shutdown.clone());
     tasks.spawn(write_events);
 
-    let cluster_domain: Arc<str> = config.cluster_domain.into();
     let configs = ConfigStore::new(Configs::default());
-    let domain = Arc::clone(&cluster_domain);
+    let cluster_domain = config.cluster_domain;
     tasks.spawn(configs.run(
         client.clone(),
         &config.system_namespace,
-        move |data| Configs::parse(data, &domain),
+        move |data| Configs::parse_in(data, &cluster_domain),
         shutdown.clone(),
     ));
     let ctx = Context {
@@ -84,7 +81,6 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         events,
         concurrency: config.concurrency.max(1),
         system_namespace: config.system_namespace.into(),
-        cluster_domain,
         shutdown: shutdown.clone(),
     };
     // Handlers are in place before the watches start, so that none misses the first listing.

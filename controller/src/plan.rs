@@ -159,7 +159,8 @@ impl Context {
         K: Conditioned + Resource<DynamicType = ()> + Serialize + DeserializeOwned,
         K: Clone + Debug + Send + Sync + 'static,
     {
-        let record = |event: &EventText| events.record(original, event.kind, event.reason, &event.message, now);
+        let record =
+            |event: &EventText| events.record(original, event.kind, event.reason, &event.message, now);
         let mut object = plan.object;
         let mut error = plan.error.map(Error::Failed);
         let mut versions: HashMap<(String, String), Value> = HashMap::new();
@@ -193,7 +194,8 @@ impl Context {
                         record(&EventText::warning(reason, format!("{message}: {words}")));
                     }
                     let text = format!("{}: {words}", failed.error);
-                    error = Some(if failure.is_conflict() { Error::Outdated(text) } else { Error::Failed(text) });
+                    error =
+                        Some(if failure.is_conflict() { Error::Outdated(text) } else { Error::Failed(text) });
                     object = failed.object;
                     if let (Some(object), Some(explain)) = (&mut object, failed.explain) {
                         explain(object, &words, now);
@@ -215,7 +217,10 @@ impl Context {
             }
             if !failure.is_not_found() {
                 let name = original.meta().name.as_deref().unwrap_or_default();
-                record(&EventText::warning("UpdateFailed", format!("Failed to update status for {name:?}: {text}")));
+                record(&EventText::warning(
+                    "UpdateFailed",
+                    format!("Failed to update status for {name:?}: {text}"),
+                ));
                 return Err(Error::Failed(text));
             }
         }

@@ -69,10 +69,10 @@ mod tests {
             Reference::new("Revision", "ns", "new"),
         );
         tracker.track(&route, BTreeSet::from([old.clone()]));
-        assert_eq!(tracker.followers(&old), [route.clone()]);
+        assert_eq!(tracker.followers(&old), vec![route.clone()]);
         tracker.track(&route, BTreeSet::from([new.clone()]));
         assert_eq!(tracker.followers(&old), []);
-        assert_eq!(tracker.followers(&new), [route.clone()]);
+        assert_eq!(tracker.followers(&new), vec![route.clone()]);
         tracker.track(&route, BTreeSet::new());
         assert_eq!(tracker.followers(&new), []);
     }

@@ -11,7 +11,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::context::{Context, enqueue_changes, enqueue_controllers};
 use crate::plan::Error;
-pub(crate) use plan::seconds;
 
 /// Starts the reconciler; it ends with the context's shutdown.
 pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use ember_api::serving::v1::{Configuration, Revision};
-use ember_api::conditions::READY;
 use ember_api::labels::{self, RoutingState};
+use ember_api::serving::v1::{Configuration, Revision, routing_state_time};
 use ember_api::status::{Conditioned, Status};
 use ember_api::{annotations, names};
 use ember_reconcile::apply::Action;
@@ -43,7 +42,12 @@ pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan<Configuration> {
     plan
 }
 
-fn reconcile(observed: &Observed, configuration: &mut Configuration, plan: &mut Plan<Configuration>, now: Timestamp) {
+fn reconcile(
+    observed: &Observed,
+    configuration: &mut Configuration,
+    plan: &mut Plan<Configuration>,
+    now: Timestamp,
+) {
     let (created, ready) = match latest(observed) {
         Latest::Taken(name) => {
             mark_creation_failed(
@@ -73,27 +77,24 @@ fn reconcile(observed: &Observed, configuration: &mut Configuration, plan: &mut 
     };
 
     let status = configuration.status_mut_or_default();
-    status.latest_created_revision_name.clone_from(&created);
-    if status.latest_ready_revision_name != created {
-        status.manage(now).mark_unknown(READY, "", "");
-    }
+    status.set_latest_created_revision_name(&created, now);
     match ready {
-        Some(ready) if ready.is_true() => {
-            if status.latest_ready_revision_name.is_empty() {
-                plan.events.push(EventText::normal("ConfigurationReady", "Configuration becomes ready"));
-            }
+        Some(ready) if ready.is_true() && status.latest_ready_revision_name.is_empty() => {
+            plan.events.push(EventText::normal("ConfigurationReady", "Configuration becomes ready"));
         }
         Some(ready) if ready.is_false() => {
             let before = status.top_level_condition().cloned();
-            let message = format!("Revision {created:?} failed with message: {}.", ready.message);
-            status.manage(now).mark_false(READY, "RevisionFailed", &message);
+            status.mark_latest_created_failed(&created, &ready.message, now);
             let changed = match (&before, status.top_level_condition()) {
                 (Some(before), Some(after)) => !before.same_state(after),
                 _ => true,
             };
             if changed {
                 plan.events.push(if created == status.latest_ready_revision_name {
-                    EventText::warning("LatestReadyFailed", format!("Latest ready revision {created:?} has failed"))
+                    EventText::warning(
+                        "LatestReadyFailed",
+                        format!("Latest ready revision {created:?} has failed"),
+                    )
                 } else {
                     EventText::warning(
                         "LatestCreatedFailed",
@@ -113,17 +114,13 @@ fn reconcile(observed: &Observed, configuration: &mut Configuration, plan: &mut 
                 "LatestReadyUpdate",
                 format!("LatestReadyRevisionName updated to {name:?}"),
             ));
-            status.latest_ready_revision_name = name;
         }
-        if status.latest_created_revision_name == status.latest_ready_revision_name {
-            status.manage(now).mark_true(READY);
-        }
+        status.set_latest_ready_revision_name(&name, now);
     }
 }
 
 fn mark_creation_failed(configuration: &mut Configuration, words: &str, now: Timestamp) {
-    let message = format!("Revision creation failed with message: {words}.");
-    configuration.status_mut_or_default().manage(now).mark_false(READY, "RevisionFailed", &message);
+    configuration.status_mut_or_default().mark_revision_creation_failed(words, now);
 }
 
 fn generation_of(revision: &Revision) -> Option<i64> {
@@ -204,7 +201,7 @@ fn revision(configuration: &Configuration, now: Timestamp) -> Revision {
         .map(|(key, value)| (key.to_owned(), value)),
     );
     let mut annotations = metadata::annotations(&meta);
-    annotations.insert(annotations::ROUTING_STATE_MODIFIED.to_owned(), seconds(now));
+    annotations.insert(annotations::ROUTING_STATE_MODIFIED.to_owned(), routing_state_time(now));
     if let Some(modifier) = annotation(&configuration.metadata, annotations::LAST_MODIFIER) {
         annotations.insert(annotations::CREATOR.to_owned(), modifier.to_owned());
     }
@@ -214,11 +211,6 @@ fn revision(configuration: &Configuration, now: Timestamp) -> Revision {
     meta.labels = Some(labels);
     meta.annotations = Some(annotations);
     Revision { metadata: meta, spec: template.spec.clone(), status: None }
-}
-
-/// RFC 3339 in UTC without a fraction.
-pub(crate) fn seconds(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]

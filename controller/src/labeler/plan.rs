@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ember_api::labels::RoutingState;
-use ember_api::serving::v1::{Configuration, Revision, Route};
+use ember_api::serving::v1::{Configuration, Revision, Route, routing_state_time};
 use ember_api::status::Conditioned;
 use ember_api::{annotations, labels};
 use ember_reconcile::apply::Action;
@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
-use crate::configuration::seconds;
 use crate::metadata::{annotation, insert_name, label, remove_name};
 use crate::owner::controller_of;
 use crate::plan::{EventText, Failure, Plan};
@@ -51,11 +50,13 @@ pub(crate) fn plan(route: &Route, namespace: &impl Namespace, now: Timestamp) ->
     if route.metadata.deletion_timestamp.is_some() {
         if has_finalizer {
             planner.clear_unlisted(&BTreeSet::new(), &BTreeSet::new());
-            planner.set_finalizers(route, finalizers.into_iter().filter(|f| f != FINALIZER).collect());
+            let others: Vec<String> = finalizers.into_iter().filter(|f| f != FINALIZER).collect();
+            planner.set_finalizers(route, &others);
         }
     } else {
         if !has_finalizer {
-            planner.set_finalizers(route, finalizers.into_iter().chain([FINALIZER.to_owned()]).collect());
+            let all: Vec<String> = finalizers.into_iter().chain([FINALIZER.to_owned()]).collect();
+            planner.set_finalizers(route, &all);
         }
         planner.label(route);
     }
@@ -72,7 +73,7 @@ struct Planner<'a, N> {
 }
 
 impl<N: Namespace> Planner<'_, N> {
-    fn set_finalizers(&mut self, route: &Route, finalizers: Vec<String>) {
+    fn set_finalizers(&mut self, route: &Route, finalizers: &[String]) {
         let name = self.route;
         let version = route.metadata.resource_version.clone().unwrap_or_default();
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
@@ -107,7 +108,11 @@ impl<N: Namespace> Planner<'_, N> {
         for target in assigned.chain(&route.spec.traffic) {
             let mut configuration_name = target.configuration_name.clone();
             if !target.revision_name.is_empty() {
-                self.references.insert(Reference::new("Revision", self.namespace_name, &target.revision_name));
+                self.references.insert(Reference::new(
+                    "Revision",
+                    self.namespace_name,
+                    &target.revision_name,
+                ));
                 let Some(revision) = self.namespace.revision(&target.revision_name) else { continue };
                 revisions.insert(target.revision_name.clone());
                 if let Some(owner) = controller_of(&revision.metadata).filter(|o| o.kind == "Configuration") {
@@ -120,7 +125,8 @@ impl<N: Namespace> Planner<'_, N> {
             self.references.insert(Reference::new("Configuration", self.namespace_name, &configuration_name));
             let Some(configuration) = self.namespace.configuration(&configuration_name) else { continue };
             // The Revision that will take over is kept up before the Route knows it.
-            let created = configuration.status.as_ref().map_or("", |s| s.latest_created_revision_name.as_str());
+            let created =
+                configuration.status.as_ref().map_or("", |s| s.latest_created_revision_name.as_str());
             if target.latest_revision.unwrap_or(true) && self.namespace.revision(created).is_some() {
                 revisions.insert(created.to_owned());
             }
@@ -146,7 +152,8 @@ impl<N: Namespace> Planner<'_, N> {
     }
 
     fn leads_to(&self, meta: &ObjectMeta) -> bool {
-        annotation(meta, annotations::ROUTES).is_some_and(|list| list.split(',').any(|name| name == self.route))
+        annotation(meta, annotations::ROUTES)
+            .is_some_and(|list| list.split(',').any(|name| name == self.route))
     }
 
     /// The list of Routes as it shall be, and the annotations that make it so.
@@ -167,7 +174,8 @@ impl<N: Namespace> Planner<'_, N> {
         let mut labels = Map::new();
         if label(&revision.metadata, labels::ROUTING_STATE) != Some(state.as_str()) {
             labels.insert(labels::ROUTING_STATE.to_owned(), state.as_str().into());
-            annotations.insert(annotations::ROUTING_STATE_MODIFIED.to_owned(), seconds(self.now).into());
+            annotations
+                .insert(annotations::ROUTING_STATE_MODIFIED.to_owned(), routing_state_time(self.now).into());
         }
         let name = revision.metadata.name.as_deref().unwrap_or_default();
         if let Some(patch) = metadata_patch(annotations, labels) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ember_api::configmaps::Configs;
 use ember_api::networking::v1alpha1::{Certificate, CertificateSpec, IngressTls};
 use ember_api::serving::v1::Route;
 use ember_api::{annotations, labels};
@@ -10,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::metadata;
 use crate::owner::controller_ref;
 use crate::route::ingress::is_excluded_annotation;
-use crate::route::RouteConfigs;
 
 /// What a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Scope {
 
 /// The Certificate of the target `tag` for `hosts`, which are all under `domain`.
 pub(crate) fn certificate(
-    configs: &RouteConfigs<'_>,
+    configs: &Configs,
     route: &Route,
     tag: &str,
     hosts: Vec<String>,
@@ -41,8 +41,8 @@ pub(crate) fn certificate(
     scope: Scope,
 ) -> Certificate {
     let own = metadata::annotations(&route.metadata);
-    let class =
-        annotations::lookup(&own, annotations::CERTIFICATE_CLASS).map_or(configs.certificate_class(), |(_, v)| v);
+    let class = annotations::lookup(&own, annotations::CERTIFICATE_CLASS)
+        .map_or(configs.network.default_certificate_class.as_str(), |(_, v)| v);
     let mut all = BTreeMap::from([(annotations::CERTIFICATE_CLASS[0].to_owned(), class.to_owned())]);
     all.extend(own.clone());
     all.retain(|key, _| !is_excluded_annotation(key));

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use ember_api::configmaps::Configs;
+use ember_api::domains::domains_for_visibility;
 use ember_api::networking::ProtocolType;
 use ember_api::networking::v1alpha1::{
-    HeaderMatch, Http01Challenge, HttpIngressPath, HttpIngressRuleValue, HttpOption, Ingress, IngressBackendSplit,
+    HeaderMatch, Http01Challenge, HttpIngressPath, HttpIngressRuleValue, Ingress, IngressBackendSplit,
     IngressRule, IngressSpec, IngressTls, IngressVisibility,
 };
 use ember_api::serving::v1::Route;
@@ -14,10 +16,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::metadata;
 use crate::owner::controller_ref;
-use crate::route::RouteConfigs;
-use crate::route::domains;
+use crate::route::configs::http_option;
 use crate::route::rollout::Rollout;
 use crate::route::traffic::{DEFAULT_TARGET, RevisionTarget, Traffic};
+use crate::route::visibility::{self, Visibility};
 
 const REVISION_HEADER: &str = "Knative-Serving-Revision";
 const NAMESPACE_HEADER: &str = "Knative-Serving-Namespace";
@@ -36,7 +38,7 @@ pub(crate) fn is_excluded_annotation(key: &str) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts<'a> {
     pub(crate) traffic: &'a Traffic,
-    pub(crate) visibility: &'a BTreeMap<String, IngressVisibility>,
+    pub(crate) visibility: &'a Visibility,
     pub(crate) rollout: &'a Rollout,
     pub(crate) tls: &'a [IngressTls],
     pub(crate) challenges: &'a [Http01Challenge],
@@ -46,11 +48,12 @@ pub(crate) struct Parts<'a> {
 ///
 /// # Errors
 /// An annotation or a host name that makes no sense, in words.
-pub(crate) fn ingress(configs: &RouteConfigs<'_>, route: &Route, parts: Parts<'_>) -> Result<Ingress, String> {
+pub(crate) fn ingress(configs: &Configs, route: &Route, parts: Parts<'_>) -> Result<Ingress, String> {
     let name = route.metadata.name.as_deref().unwrap_or_default();
     let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
     let own = metadata::annotations(&route.metadata);
-    let class = annotations::lookup(&own, annotations::INGRESS_CLASS).map_or(configs.ingress_class(), |(_, v)| v);
+    let class = annotations::lookup(&own, annotations::INGRESS_CLASS)
+        .map_or(configs.network.default_ingress_class.as_str(), |(_, v)| v);
 
     let mut all = metadata::Map::new();
     all.insert(annotations::INGRESS_CLASS[0].to_owned(), class.to_owned());
@@ -77,7 +80,7 @@ pub(crate) fn ingress(configs: &RouteConfigs<'_>, route: &Route, parts: Parts<'_
         spec: IngressSpec {
             rules: rules(configs, route, namespace, parts)?,
             tls: parts.tls.to_vec(),
-            http_option: http_option(configs, &own)?,
+            http_option: http_option(configs, route)?,
         },
         status: None,
     })
@@ -89,22 +92,21 @@ fn json<T: serde::Serialize>(value: &T) -> String {
 }
 
 fn is_external(parts: Parts<'_>, tag: &str) -> bool {
-    parts.visibility.get(tag).is_none_or(|v| *v == IngressVisibility::ExternalIP)
+    visibility::of(parts.visibility, tag) == IngressVisibility::ExternalIP
 }
 
 fn tag_hosts(
-    configs: &RouteConfigs<'_>,
+    configs: &Configs,
     route: &Route,
     parts: Parts<'_>,
 ) -> Result<BTreeMap<String, Vec<String>>, String> {
-    let name = route.metadata.name.as_deref().unwrap_or_default();
+    let host =
+        |tag: &str, seen| domains_for_visibility(configs, &route.metadata, tag, seen).map(|d| d.primary);
     let mut tags = BTreeMap::new();
     for tag in parts.traffic.targets.keys().filter(|tag| *tag != DEFAULT_TARGET) {
-        let host = domains::hostname(configs, name, tag).map_err(|e| e.to_string())?;
-        let with = |v| domains::host(configs, route, &host, v).map_err(|e| e.to_string());
-        let mut hosts = vec![with(IngressVisibility::ClusterLocal)?];
+        let mut hosts = vec![host(tag, IngressVisibility::ClusterLocal).map_err(|e| e.to_string())?];
         if is_external(parts, tag) {
-            hosts.push(with(IngressVisibility::ExternalIP)?);
+            hosts.push(host(tag, IngressVisibility::ExternalIP).map_err(|e| e.to_string())?);
         }
         tags.insert(tag.clone(), hosts);
     }
@@ -112,26 +114,28 @@ fn tag_hosts(
 }
 
 fn rules(
-    configs: &RouteConfigs<'_>,
+    configs: &Configs,
     route: &Route,
     namespace: &str,
     parts: Parts<'_>,
 ) -> Result<Vec<IngressRule>, String> {
     let mut rules = Vec::new();
-    let encrypted = configs.system_internal_tls();
+    let encrypted = configs.network.system_internal_tls;
     for (tag, targets) in &parts.traffic.targets {
         let mut visibilities = vec![IngressVisibility::ClusterLocal];
         if is_external(parts, tag) {
             visibilities.push(IngressVisibility::ExternalIP);
         }
         for visibility in visibilities {
-            let hosts = domains::hosts(configs, route, tag, visibility).map_err(|e| e.to_string())?;
+            let hosts = domains_for_visibility(configs, &route.metadata, tag, visibility)
+                .map_err(|e| e.to_string())?
+                .expanded;
             let mut base = base_path(namespace, tag, targets, parts.rollout, encrypted);
             let mut paths = Vec::new();
             if visibility == IngressVisibility::ExternalIP {
                 paths.extend(challenge_paths(parts.challenges, &hosts));
             }
-            if configs.tag_header_based_routing() {
+            if configs.features.tag_header_based_routing.is_enabled() {
                 if tag == DEFAULT_TARGET {
                     paths.extend(tag_paths(namespace, parts, encrypted));
                     // With this header a tag that nobody knows is told apart from the tag of the target.
@@ -223,15 +227,4 @@ fn host_and_path(url: &str) -> Option<(&str, &str)> {
     let at = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(at);
     Some((authority.rsplit_once(':').map_or(authority, |(host, _)| host), path))
-}
-
-fn http_option(configs: &RouteConfigs<'_>, own: &metadata::Map) -> Result<Option<HttpOption>, String> {
-    let Some((_, value)) = annotations::lookup(own, annotations::HTTP_PROTOCOL).filter(|(_, v)| !v.is_empty()) else {
-        return Ok(configs.http_option());
-    };
-    match value.to_lowercase().as_str() {
-        "enabled" => Ok(Some(HttpOption::Enabled)),
-        "redirected" => Ok(Some(HttpOption::Redirected)),
-        other => Err(format!("incorrect http-protocol annotation: {other}")),
-    }
 }

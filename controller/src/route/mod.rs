@@ -2,23 +2,24 @@
 
 mod certificates;
 mod configs;
-mod domains;
 #[cfg(test)]
 pub(crate) mod golden;
 mod ingress;
 mod placeholder;
 mod plan;
 mod rollout;
+mod tls;
 mod traffic;
+mod visibility;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use ember_api::labels;
 use ember_api::networking::v1alpha1::{Certificate, Ingress};
 use ember_api::serving::GROUP;
 use ember_api::serving::v1::{Configuration, Revision};
-use ember_api::labels;
 use ember_reconcile::cache::{Cache, Key};
 use ember_reconcile::queue::{Next, WorkQueue};
 use jiff::Timestamp;
@@ -31,7 +32,6 @@ use crate::context::{Caches, Context, enqueue_changes, enqueue_controllers};
 use crate::plan::Error;
 use crate::tracker::{Reference, Tracker};
 
-pub(crate) use configs::RouteConfigs;
 pub(crate) use traffic::Lookup;
 
 /// One namespace of the caches.
@@ -135,7 +135,7 @@ async fn reconcile(ctx: Context, tracker: Tracker, key: Key) -> Result<Next, Err
     let configs = ctx.configs.load();
     let decided = {
         let namespace = CachedNamespace { caches: &ctx.caches, namespace: &key.namespace };
-        plan::plan(&route, &namespace, &RouteConfigs::new(&configs, &ctx.cluster_domain), now)
+        plan::plan(&route, &namespace, &configs, now)
     };
     tracker.track(&key, decided.references);
     let events = ctx.events.named("route-controller");

@@ -1,5 +1,7 @@
 //! Placeholder Services: one for each target of a Route, so that its name resolves within the cluster.
 
+use ember_api::configmaps::Configs;
+use ember_api::domains::{self, DomainError};
 use ember_api::labels;
 use ember_api::networking::v1alpha1::{Ingress, LoadBalancerIngressStatus};
 use ember_api::serving::v1::Route;
@@ -14,8 +16,6 @@ use serde_json::Value;
 
 use crate::metadata::{self, label};
 use crate::owner::controller_ref;
-use crate::route::domains::{self, DomainNameError};
-use crate::route::RouteConfigs;
 
 const PORT: i32 = 80;
 const H2C_PORT_NAME: &str = "http2";
@@ -24,15 +24,13 @@ const H2C_APP_PROTOCOL: &str = "kubernetes.io/h2c";
 const HEADLESS: &str = "None";
 
 /// The Service of the target `tag` as long as no gateway is known: an alias of the target's host.
-pub(crate) fn initial(configs: &RouteConfigs<'_>, route: &Route, tag: &str) -> Result<Service, DomainNameError> {
-    let name = domains::hostname(configs, route.metadata.name.as_deref().unwrap_or_default(), tag)?;
-    let host = domains::host_by_labels(configs, route, &name, &metadata::labels(&route.metadata))?;
+pub(crate) fn initial(configs: &Configs, route: &Route, tag: &str) -> Result<Service, DomainError> {
+    let route_name = route.metadata.name.as_deref().unwrap_or_default();
+    let name = domains::hostname(&configs.network, route_name, tag)?;
+    let host = domains::domain_name(configs, &route.metadata, &name)?;
     Ok(Service {
         metadata: meta(route, name),
-        spec: Some(ServiceSpec {
-            session_affinity: Some("None".to_owned()),
-            ..alias(host)
-        }),
+        spec: Some(ServiceSpec { session_affinity: Some("None".to_owned()), ..alias(host) }),
         status: None,
     })
 }
@@ -73,7 +71,10 @@ fn alias(host: String) -> ServiceSpec {
 
 /// The spec and Endpoints that lead the placeholder `existing` to the gateway; `None` while there is not exactly one
 /// entry point to lead to.
-fn towards_gateway(existing: &Service, ingress: &Ingress) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
+fn towards_gateway(
+    existing: &Service,
+    ingress: &Ingress,
+) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
     let status = ingress.status.as_ref()?;
     let hidden = label(&existing.metadata, labels::VISIBILITY) == Some(labels::VISIBILITY_CLUSTER_LOCAL);
     // Placeholders serve callers within the cluster: the private gateway wherever there is one.
@@ -88,10 +89,8 @@ fn towards_gateway(existing: &Service, ingress: &Ingress) -> Option<(ServiceSpec
 
 fn spec_towards(entry: &LoadBalancerIngressStatus) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
     if !entry.domain_internal.is_empty() {
-        let spec = ServiceSpec {
-            session_affinity: Some("None".to_owned()),
-            ..alias(entry.domain_internal.clone())
-        };
+        let spec =
+            ServiceSpec { session_affinity: Some("None".to_owned()), ..alias(entry.domain_internal.clone()) };
         return Some((spec, None));
     }
     if !entry.domain.is_empty() {
@@ -210,9 +209,9 @@ fn merge(meta: &mut ObjectMeta, desired: &ObjectMeta) {
 fn contains(existing: &impl Serialize, desired: &impl Serialize) -> bool {
     fn within(desired: &Value, existing: &Value) -> bool {
         match (desired, existing) {
-            (Value::Object(desired), Value::Object(existing)) => desired
-                .iter()
-                .all(|(key, value)| within(value, existing.get(key).unwrap_or(&Value::Null))),
+            (Value::Object(desired), Value::Object(existing)) => {
+                desired.iter().all(|(key, value)| within(value, existing.get(key).unwrap_or(&Value::Null)))
+            }
             (Value::Array(desired), Value::Array(existing)) => {
                 desired.len() == existing.len() && desired.iter().zip(existing).all(|(d, e)| within(d, e))
             }

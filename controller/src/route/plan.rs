@@ -1,12 +1,14 @@
 //! What is to be done about a Route.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ember_api::networking::v1alpha1::{Certificate, Http01Challenge, Ingress, IngressTls, IngressVisibility};
+use ember_api::configmaps::Configs;
+use ember_api::domains::{DomainError, domains_for_visibility};
+use ember_api::networking::v1alpha1::{Certificate, Http01Challenge, Ingress, IngressTls};
 use ember_api::serving::v1::{Addressable, Route, RouteStatus, TrafficTarget};
-use ember_api::status::{Conditioned, Status};
+use ember_api::status::Conditioned;
 use ember_api::{annotations, labels, names};
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
@@ -15,11 +17,11 @@ use k8s_openapi::api::core::v1::{Endpoints, Service};
 use crate::metadata::{self, same, same_maps};
 use crate::owner::is_controlled_by;
 use crate::plan::{EventText, Failure, Plan, begin};
-use crate::route::certificates::{self, Scope};
 use crate::route::ingress::{self, Parts};
 use crate::route::rollout::Rollout;
 use crate::route::traffic::{self, DEFAULT_TARGET, Lookup, RevisionTarget, Traffic};
-use crate::route::{RouteConfigs, domains, placeholder};
+use crate::route::visibility::{self, Visibility};
+use crate::route::{configs, placeholder};
 use crate::tracker::Reference;
 
 /// The Route's namespace as the caches have it.
@@ -45,7 +47,7 @@ pub(crate) struct RoutePlan {
 pub(crate) fn plan(
     original: &Route,
     namespace: &impl Namespace,
-    configs: &RouteConfigs<'_>,
+    configs: &Configs,
     now: Timestamp,
 ) -> RoutePlan {
     if original.metadata.deletion_timestamp.is_some() {
@@ -67,14 +69,14 @@ pub(crate) fn plan(
     RoutePlan { plan, references }
 }
 
-struct Planner<'a, N> {
-    namespace: &'a N,
-    configs: &'a RouteConfigs<'a>,
-    now: Timestamp,
-    name: String,
-    route: Route,
-    plan: Plan<Route>,
-    references: BTreeSet<Reference>,
+pub(super) struct Planner<'a, N> {
+    pub(super) namespace: &'a N,
+    pub(super) configs: &'a Configs,
+    pub(super) now: Timestamp,
+    pub(super) name: String,
+    pub(super) route: Route,
+    pub(super) plan: Plan<Route>,
+    pub(super) references: BTreeSet<Reference>,
 }
 
 /// A placeholder as it is once the plan's writes so far are done.
@@ -83,14 +85,12 @@ struct Placeholder {
     endpoints: Option<Arc<Endpoints>>,
 }
 
-type Visibility = BTreeMap<String, IngressVisibility>;
-
 impl<N: Namespace> Planner<'_, N> {
-    fn status(&mut self) -> &mut RouteStatus {
+    pub(super) fn status(&mut self) -> &mut RouteStatus {
         self.route.status_mut_or_default()
     }
 
-    fn step(&mut self, action: Action, done: Option<EventText>, failed: Failure<Route>) {
+    pub(super) fn step(&mut self, action: Action, done: Option<EventText>, failed: Failure<Route>) {
         self.plan.step(action, done, failed);
     }
 
@@ -98,54 +98,34 @@ impl<N: Namespace> Planner<'_, N> {
         let now = self.now;
         // Otherwise an error further down would leave a stale True for a generation that nobody serves yet.
         if self.route.current_status().is_none() {
-            self.mark_ingress_not_configured();
+            self.status().mark_ingress_not_configured(now);
         }
         let Some((traffic, visibility)) = self.assign_traffic()? else { return Ok(()) };
 
-        let address = self.configs.service_host(&self.route);
+        let address = configs::service_host(self.configs, &self.route);
         self.status().address = Some(Addressable::from_url(format!("http://{address}")));
         let placeholders = self.placeholders(&traffic)?;
         let (mut tls, challenges, wanted) = self.external_tls(&traffic, &visibility)?;
-        if self.configs.cluster_local_domain_tls() {
+        if self.configs.network.cluster_local_domain_tls {
             tls.extend(self.cluster_local_tls(&traffic)?);
-        } else if self.configs.external_domain_tls(&self.route) && wanted == 0 {
-            self.status().manage(now).mark_true_with_reason(
-                RouteStatus::CERTIFICATE_PROVISIONED,
-                "TLSNotEnabled",
-                "TLS is not enabled for cluster-local",
-            );
+        } else if configs::external_domain_tls(self.configs, &self.route) && wanted == 0 {
+            self.status().mark_tls_not_enabled(RouteStatus::TLS_NOT_ENABLED_FOR_CLUSTER_LOCAL, now);
         }
 
         let (ingress, rollout) = self.ingress(&traffic, &visibility, &tls, &challenges)?;
         let in_progress = !rollout.is_done();
         match ingress.current_status() {
-            None => self.mark_ingress_not_configured(),
+            None => self.status().mark_ingress_not_configured(now),
             Some(_) if in_progress => {}
-            Some(status) => match status.top_level_condition() {
-                None => self.mark_ingress_not_configured(),
-                Some(ready) => self.status().manage(now).mirror(RouteStatus::INGRESS_READY, ready),
-            },
+            Some(status) => self.status().propagate_ingress_status(status, now),
         }
         self.update_placeholders(&placeholders, &ingress);
         if in_progress {
-            self.status().manage(now).mark_unknown(
-                RouteStatus::INGRESS_READY,
-                "RolloutInProgress",
-                "A gradual rollout of the latest revision(s) is in progress.",
-            );
+            self.status().mark_ingress_rollout_in_progress(now);
             let traffic = self.traffic_status(&traffic.effective_entries(&rollout), &visibility)?;
             self.status().traffic = traffic;
         }
         Ok(())
-    }
-
-    fn mark_ingress_not_configured(&mut self) {
-        let now = self.now;
-        self.status().manage(now).mark_unknown(
-            RouteStatus::INGRESS_READY,
-            "IngressNotConfigured",
-            "Ingress has not yet been reconciled.",
-        );
     }
 
     /// Resolves the traffic and says so in the status; `None` when a target cannot take any.
@@ -157,14 +137,16 @@ impl<N: Namespace> Planner<'_, N> {
             .collect();
         let namespace = self.namespace;
         let visibility =
-            domains::visibility(self.configs, &self.route, tags.iter().map(String::as_str), |name| {
-                namespace.service(name).and_then(|s| metadata::label(&s.metadata, labels::VISIBILITY).map(str::to_owned))
+            visibility::visibility(self.configs, &self.route, tags.iter().map(String::as_str), |name| {
+                namespace
+                    .service(name)
+                    .and_then(|s| metadata::label(&s.metadata, labels::VISIBILITY).map(str::to_owned))
             });
         let visibility = self.or_config_error(visibility)?;
-        let seen = visibility.get(DEFAULT_TARGET).copied().unwrap_or_default();
-        let host = domains::host(self.configs, &self.route, &self.name, seen);
-        let host = self.or_config_error(host)?;
-        self.status().url = Some(self.configs.url(seen, &host));
+        let seen = visibility::of(&visibility, DEFAULT_TARGET);
+        let hosts = domains_for_visibility(self.configs, &self.route.metadata, DEFAULT_TARGET, seen);
+        let host = self.or_config_error(hosts)?.primary;
+        self.status().url = Some(configs::url(self.configs, seen, &host));
 
         let within = self.route.metadata.namespace.clone().unwrap_or_default();
         self.references.extend(
@@ -172,28 +154,21 @@ impl<N: Namespace> Planner<'_, N> {
                 .chain(traffic.revisions.iter().map(|name| Reference::new("Revision", &within, name))),
         );
         if let Some(error) = &traffic.error {
-            let message = error.to_string();
-            let mut conditions = self.route.status_mut_or_default().manage(now);
-            if error.is_failure() {
-                conditions.mark_false(RouteStatus::ALL_TRAFFIC_ASSIGNED, error.reason(), &message);
-            } else {
-                conditions.mark_unknown(RouteStatus::ALL_TRAFFIC_ASSIGNED, error.reason(), &message);
-            }
+            error.mark(self.status(), now);
             return Ok(None);
         }
         let assigned = self.traffic_status(&traffic.entries, &visibility)?;
         let status = self.status();
         status.traffic = assigned;
-        status.manage(now).mark_true(RouteStatus::ALL_TRAFFIC_ASSIGNED);
+        status.mark_traffic_assigned(now);
         Ok(Some((traffic, visibility)))
     }
 
-    fn or_config_error<T>(&mut self, result: Result<T, domains::DomainNameError>) -> Result<T, String> {
+    fn or_config_error<T>(&mut self, result: Result<T, DomainError>) -> Result<T, String> {
         let now = self.now;
         result.map_err(|error| {
             let message = error.to_string();
-            let mut conditions = self.route.status_mut_or_default().manage(now);
-            conditions.mark_false(RouteStatus::ALL_TRAFFIC_ASSIGNED, "ErrorConfig", &message);
+            self.status().mark_error_config(&message, now);
             message
         })
     }
@@ -203,7 +178,8 @@ impl<N: Namespace> Planner<'_, N> {
         entries: &[RevisionTarget],
         visibility: &Visibility,
     ) -> Result<Vec<TrafficTarget>, String> {
-        let targets = entries.iter().map(|entry| traffic_target(self.configs, &self.route, entry, visibility));
+        let targets =
+            entries.iter().map(|entry| traffic_target(self.configs, &self.route, entry, visibility));
         let targets = targets.collect::<Result<Vec<_>, _>>();
         self.or_config_error(targets)
     }
@@ -219,22 +195,23 @@ impl<N: Namespace> Planner<'_, N> {
             let service = match self.namespace.service(&name) {
                 None => {
                     let failed = Failure::error("failed to create placeholder service", self.route.clone())
-                        .with_event("CreationFailed", format!("Failed to create placeholder service {name:?}"));
+                        .with_event(
+                            "CreationFailed",
+                            format!("Failed to create placeholder service {name:?}"),
+                        );
                     let done = EventText::normal("Created", format!("Created placeholder service {name:?}"));
                     self.step(Action::create(&desired), Some(done), failed);
                     desired
                 }
                 Some(existing) if !is_controlled_by(&existing.metadata, &self.route) => {
-                    let message = format!("There is an existing placeholder Service {name:?} that we do not own.");
-                    self.status().manage(now).mark_false(RouteStatus::INGRESS_READY, "NotOwned", &message);
+                    self.status().mark_service_not_owned(&name, now);
                     return Err(format!("route: {:?} does not own Service: {name:?}", self.name));
                 }
                 Some(existing) => Service::clone(&existing),
             };
             let endpoints = self.namespace.endpoints(&name);
             if endpoints.as_ref().is_some_and(|e| !is_controlled_by(&e.metadata, &self.route)) {
-                let message = format!("There is an existing placeholder Endpoint {name:?} that we do not own.");
-                self.status().manage(now).mark_false(RouteStatus::INGRESS_READY, "NotOwned", &message);
+                self.status().mark_endpoint_not_owned(&name, now);
                 return Err(format!("route: {:?} does not own Endpoints: {name:?}", self.name));
             }
             wanted.insert(name);
@@ -262,203 +239,6 @@ impl<N: Namespace> Planner<'_, N> {
                 let failed = Failure::error("failed to update placeholder service", self.route.clone());
                 self.step(action, None, failed);
             }
-        }
-    }
-
-    /// Creates or updates a Certificate; returns it as it will be.
-    fn certificate(&mut self, desired: Certificate) -> Result<Certificate, String> {
-        let now = self.now;
-        let name = desired.metadata.name.clone().unwrap_or_default();
-        let within = desired.metadata.namespace.clone().unwrap_or_default();
-        let Some(existing) = self.namespace.certificate(&name) else {
-            let failed = self.certificate_failure(&name, "failed to create Certificate").with_event(
-                "CreationFailed",
-                format!("Failed to create Certificate {within}/{name}"),
-            );
-            let done = EventText::normal("Created", format!("Created Certificate {within}/{name}"));
-            self.step(Action::create(&desired), Some(done), failed);
-            return Ok(desired);
-        };
-        if !is_controlled_by(&existing.metadata, &self.route) {
-            let message = format!("There is an existing certificate {name} that we don't own.");
-            let mut conditions = self.route.status_mut_or_default().manage(now);
-            conditions.mark_false(RouteStatus::CERTIFICATE_PROVISIONED, "CertificateNotOwned", &message);
-            let route = &self.name;
-            return Err(format!("notowned: owner: {route} with Type *v1.Route does not own Certificate: {name:?}"));
-        }
-        let same_spec = same(&existing.spec, &desired.spec);
-        if same_spec && same_maps(&existing.metadata, &desired.metadata) {
-            return Ok(Certificate::clone(&existing));
-        }
-        let mut updated = Certificate::clone(&existing);
-        updated.spec = desired.spec;
-        updated.metadata.labels = desired.metadata.labels;
-        updated.metadata.annotations = desired.metadata.annotations;
-        let failed = self
-            .certificate_failure(&name, "failed to update Certificate")
-            .with_event("UpdateFailed", format!("Failed to update Certificate {within}/{name}"));
-        let done = EventText::normal("Updated", format!("Updated Spec for Certificate {within}/{name}"));
-        self.step(Action::update(&updated), Some(done), failed);
-        if !same_spec {
-            expect_new_generation(&mut updated.metadata.generation);
-        }
-        Ok(updated)
-    }
-
-    fn certificate_failure(&self, name: &str, error: &str) -> Failure<Route> {
-        let mut route = self.route.clone();
-        route.status_mut_or_default().manage(self.now).mark_false(
-            RouteStatus::CERTIFICATE_PROVISIONED,
-            "CertificateProvisionFailed",
-            &format!("Certificate {name} fails to be provisioned: "),
-        );
-        Failure::error(error, route)
-    }
-
-    /// Sets the condition to what a Certificate has come to; returns whether it can be used.
-    fn mark_certificate(&mut self, certificate: &Certificate) -> bool {
-        let now = self.now;
-        let name = certificate.metadata.name.clone().unwrap_or_default();
-        let reason = certificate.ready_condition().map_or(String::new(), |c| c.reason.clone());
-        let mut conditions = self.route.status_mut_or_default().manage(now);
-        let condition = RouteStatus::CERTIFICATE_PROVISIONED;
-        if certificate.is_ready() {
-            conditions.mark_true(condition);
-            return true;
-        }
-        if certificate.is_failed() {
-            let message = format!("Certificate {name} fails to be provisioned: {reason}");
-            conditions.mark_false(condition, "CertificateProvisionFailed", &message);
-        } else {
-            let message = format!("Certificate {name} is not ready: {reason}");
-            conditions.mark_unknown(condition, "CertificateNotReady", &message);
-        }
-        false
-    }
-
-    /// Certificates for the hosts that the outside reaches: what the Ingress terminates with, the challenges it has
-    /// to let through, and how many certificates are wanted.
-    fn external_tls(
-        &mut self,
-        traffic: &Traffic,
-        visibility: &Visibility,
-    ) -> Result<(Vec<IngressTls>, Vec<Http01Challenge>, usize), String> {
-        let now = self.now;
-        let condition = RouteStatus::CERTIFICATE_PROVISIONED;
-        if !self.configs.external_domain_tls(&self.route) {
-            let mut conditions = self.route.status_mut_or_default().manage(now);
-            conditions.mark_true_with_reason(condition, "TLSNotEnabled", "external-domain-tls is not enabled");
-            return Ok((Vec::new(), Vec::new(), 0));
-        }
-        let mut tag_by_host = BTreeMap::new();
-        for tag in traffic.targets.keys() {
-            let seen = visibility.get(tag).copied().unwrap_or_default();
-            let name = domains::hostname(self.configs, &self.name, tag).map_err(|e| e.to_string())?;
-            let host = domains::host(self.configs, &self.route, &name, seen).map_err(|e| e.to_string())?;
-            if !host.ends_with(self.configs.cluster_domain) {
-                tag_by_host.insert(host, tag.clone());
-            }
-        }
-        let domain = domains::base_domain(self.configs, &metadata::labels(&self.route.metadata));
-        let wildcards = self.namespace.certificates(labels::WILDCARD_DOMAIN, &domain);
-        let (mut tls, mut challenges) = (Vec::new(), Vec::new());
-        for (host, tag) in &tag_by_host {
-            let hosts = std::slice::from_ref(host);
-            let certificate = match wildcards.iter().find(|w| certificates::covers(w, hosts)) {
-                Some(wildcard) => Certificate::clone(wildcard),
-                None => {
-                    let desired = certificates::certificate(
-                        self.configs,
-                        &self.route,
-                        tag,
-                        hosts.to_vec(),
-                        domain.clone(),
-                        Scope::External,
-                    );
-                    self.certificate(desired)?
-                }
-            };
-            self.set_scheme(hosts, "https");
-            let status = certificate.status.as_ref();
-            if self.mark_certificate(&certificate) {
-                tls.push(certificates::ingress_tls(&certificate, hosts));
-                if status.is_some_and(|s| s.conditions.is_true("Renewing")) {
-                    challenges.extend(status.into_iter().flat_map(|s| s.http01_challenges.clone()));
-                }
-            } else {
-                challenges.extend(status.into_iter().flat_map(|s| s.http01_challenges.clone()));
-                if self.configs.is_http_enabled() {
-                    self.set_scheme(hosts, "http");
-                    let name = certificate.metadata.name.clone().unwrap_or_default();
-                    let message = format!("Certificate {name} is not ready downgrade HTTP.");
-                    let mut conditions = self.route.status_mut_or_default().manage(now);
-                    conditions.mark_true_with_reason(condition, "HTTPDowngrade", &message);
-                }
-            }
-        }
-        challenges.sort_by(|a, b| a.url.cmp(&b.url));
-        let used: BTreeSet<&str> = tag_by_host.keys().map(String::as_str).collect();
-        self.delete_orphaned_certificates(Scope::External, &used);
-        Ok((tls, challenges, tag_by_host.len()))
-    }
-
-    fn cluster_local_tls(&mut self, traffic: &Traffic) -> Result<Vec<IngressTls>, String> {
-        let mut tls = Vec::new();
-        let mut used = BTreeSet::new();
-        let domain = self.configs.service_domain();
-        for tag in traffic.targets.keys() {
-            let hosts = domains::hosts(self.configs, &self.route, tag, IngressVisibility::ClusterLocal)
-                .map_err(|e| e.to_string())?;
-            let desired = certificates::certificate(
-                self.configs,
-                &self.route,
-                tag,
-                hosts.clone(),
-                domain.clone(),
-                Scope::ClusterLocal,
-            );
-            let certificate = self.certificate(desired)?;
-            if self.mark_certificate(&certificate) {
-                if let Some(Addressable { url: Some(url), .. }) = &mut self.status().address {
-                    set_scheme(url, "https");
-                }
-                if let Some(url) = self.status().url.as_mut().filter(|url| hosts.iter().any(|h| h == host_of(url))) {
-                    set_scheme(url, "https");
-                }
-                tls.push(certificates::ingress_tls(&certificate, &hosts));
-            }
-            used.extend(hosts);
-        }
-        let used = used.iter().map(String::as_str).collect();
-        self.delete_orphaned_certificates(Scope::ClusterLocal, &used);
-        Ok(tls)
-    }
-
-    fn delete_orphaned_certificates(&mut self, scope: Scope, used: &BTreeSet<&str>) {
-        for certificate in self.namespace.certificates(labels::ROUTE, &self.name.clone()) {
-            let typed = metadata::label(&certificate.metadata, labels::CERTIFICATE_TYPE) == Some(scope.as_str());
-            if !typed || certificate.spec.dns_names.iter().any(|name| used.contains(name.as_str())) {
-                continue;
-            }
-            let name = certificate.metadata.name.clone().unwrap_or_default();
-            let within = certificate.metadata.namespace.clone().unwrap_or_default();
-            let done = EventText::normal("Deleted", format!("Deleted orphaned Knative Certificate {within}/{name}"));
-            let failed = Failure::error("failed to delete Certificate", self.route.clone())
-                .with_event(
-                    "DeleteFailed",
-                    format!("Failed to delete orphaned Knative Certificate {within}/{name}"),
-                )
-                .tolerated();
-            self.step(Action::delete(&*certificate), Some(done), failed);
-        }
-    }
-
-    /// Sets the scheme of the status' URLs that lead to one of `hosts`.
-    fn set_scheme(&mut self, hosts: &[String], scheme: &str) {
-        let status = self.status();
-        let urls = status.url.iter_mut().chain(status.traffic.iter_mut().filter_map(|t| t.url.as_mut()));
-        for url in urls.filter(|url| hosts.iter().any(|h| h == host_of(url))) {
-            set_scheme(url, scheme);
         }
     }
 
@@ -506,7 +286,7 @@ impl<N: Namespace> Planner<'_, N> {
     /// Moves the rollout state of the Ingress on, and has the Route looked at again when the next step is due.
     fn rollout(&mut self, traffic: &Traffic, existing: &Ingress) -> Rollout {
         let goal = traffic.rollout();
-        let duration = self.configs.rollout_duration(&self.route);
+        let duration = configs::rollout_duration(self.configs, &self.route);
         if duration.is_zero() {
             return goal;
         }
@@ -528,22 +308,22 @@ impl<N: Namespace> Planner<'_, N> {
 }
 
 /// The API raises the generation of an object whose spec is written; nobody has observed that one yet.
-fn expect_new_generation(generation: &mut Option<i64>) {
+pub(super) fn expect_new_generation(generation: &mut Option<i64>) {
     *generation = Some(generation.unwrap_or(0) + 1);
 }
 
 fn traffic_target(
-    configs: &RouteConfigs<'_>,
+    configs: &Configs,
     route: &Route,
     entry: &RevisionTarget,
     visibility: &Visibility,
-) -> Result<TrafficTarget, domains::DomainNameError> {
+) -> Result<TrafficTarget, DomainError> {
     let url = if entry.tag.is_empty() {
         None
     } else {
-        let seen = visibility.get(&entry.tag).copied().unwrap_or_default();
-        let name = domains::hostname(configs, route.metadata.name.as_deref().unwrap_or_default(), &entry.tag)?;
-        Some(configs.url(seen, &domains::host(configs, route, &name, seen)?))
+        let seen = visibility::of(visibility, &entry.tag);
+        let host = domains_for_visibility(configs, &route.metadata, &entry.tag, seen)?.primary;
+        Some(configs::url(configs, seen, &host))
     };
     Ok(TrafficTarget {
         tag: entry.tag.clone(),
@@ -553,16 +333,4 @@ fn traffic_target(
         percent: Some(entry.percent),
         url,
     })
-}
-
-/// The host of a URL that this module made, without a port.
-fn host_of(url: &str) -> &str {
-    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
-    authority.split([':', '/']).next().unwrap_or_default()
-}
-
-fn set_scheme(url: &mut String, scheme: &str) {
-    if let Some((_, rest)) = url.split_once("://") {
-        *url = format!("{scheme}://{rest}");
-    }
 }

@@ -64,18 +64,13 @@ impl Rollout {
     /// Reads the state from the annotation. What cannot be read or contradicts itself is no state at all: the goal
     /// is then reached at once, rather than a user's edit stopping the Route.
     pub(crate) fn parse(annotation: &str) -> Option<Self> {
-        serde_json::from_str::<Self>(annotation)
-            .ok()
-            .filter(Self::is_valid)
+        serde_json::from_str::<Self>(annotation).ok().filter(Self::is_valid)
     }
 
     /// Whether shares add up and steps are within bounds.
     pub(crate) fn is_valid(&self) -> bool {
         self.configurations.iter().all(|c| {
-            let shares = c
-                .revisions
-                .iter()
-                .try_fold(0_i64, |sum, r| sum.checked_add(r.percent));
+            let shares = c.revisions.iter().try_fold(0_i64, |sum, r| sum.checked_add(r.percent));
             c.percent <= 100
                 && c.step_params.step_size >= 0
                 && c.step_params.step_size <= c.percent
@@ -90,25 +85,18 @@ impl Rollout {
 
     /// The earliest time at which a step is due; `None` when no step is scheduled.
     pub(crate) fn next_step_time(&self) -> Option<i64> {
-        self.configurations
-            .iter()
-            .map(|c| c.step_params.next_step_time)
-            .filter(|t| *t > 0)
-            .min()
+        self.configurations.iter().map(|c| c.step_params.next_step_time).filter(|t| *t > 0).min()
     }
 
     /// The state of a Configuration under a tag.
     pub(crate) fn configuration(&self, tag: &str, name: &str) -> Option<&ConfigurationRollout> {
-        self.configurations
-            .iter()
-            .find(|c| c.tag == tag && c.configuration_name == name)
+        self.configurations.iter().find(|c| c.tag == tag && c.configuration_name == name)
     }
 
     /// Brings entries into the order in which they are stored and compared.
     pub(crate) fn sort(&mut self) {
-        self.configurations.sort_by(|a, b| {
-            (&a.tag, &a.configuration_name).cmp(&(&b.tag, &b.configuration_name))
-        });
+        self.configurations
+            .sort_by(|a, b| (&a.tag, &a.configuration_name).cmp(&(&b.tag, &b.configuration_name)));
     }
 
     /// Moves `previous` towards the goal `self`.
@@ -197,10 +185,7 @@ fn step_configuration(
     previous: &ConfigurationRollout,
     now: i64,
 ) -> ConfigurationRollout {
-    let mut next = ConfigurationRollout {
-        percent: goal.percent,
-        ..previous.clone()
-    };
+    let mut next = ConfigurationRollout { percent: goal.percent, ..previous.clone() };
     adjust_percent(&mut next.revisions, goal.percent - previous.percent);
     let Some(target) = goal.revisions.first() else {
         return goal.clone();
@@ -222,14 +207,8 @@ fn step_configuration(
         donor.percent -= 1;
     }
     next.revisions.retain(|r| r.percent > 0);
-    next.revisions.push(RevisionRollout {
-        revision_name: target.revision_name.clone(),
-        percent: 1,
-    });
-    next.step_params = StepParams {
-        start_time: now,
-        ..StepParams::default()
-    };
+    next.revisions.push(RevisionRollout { revision_name: target.revision_name.clone(), percent: 1 });
+    next.step_params = StepParams { start_time: now, ..StepParams::default() };
     next
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use ember_api::labels;
 use ember_api::networking::ProtocolType;
-use ember_api::serving::v1::{Configuration, Revision, Route};
+use ember_api::serving::v1::{Configuration, Revision, Route, RouteStatus};
 use ember_api::status::Conditioned;
+use jiff::Timestamp;
 
 use crate::route::rollout::{ConfigurationRollout, RevisionRollout, Rollout, StepParams};
 
@@ -27,25 +28,21 @@ pub(crate) struct RevisionTarget {
     pub(crate) protocol: ProtocolType,
 }
 
-/// Why an entry cannot take traffic. `Display` is the message of the condition.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why an entry cannot take traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TargetError {
-    #[error("Configuration {0:?} referenced in traffic not found.")]
     ConfigurationNotFound(String),
-    #[error("Revision {0:?} referenced in traffic not found.")]
     RevisionNotFound(String),
-    #[error("Configuration {0:?} does not have any ready Revision.")]
     ConfigurationFailed(String),
-    #[error("Configuration {0:?} is waiting for a Revision to become ready.")]
     ConfigurationPending(String),
-    #[error("Revision {0:?} failed to become ready.")]
     RevisionFailed(String),
-    #[error("Revision {0:?} is not yet ready.")]
     RevisionPending(String),
-    #[error("Revision {revision:?} does not belong to Service {wanted:?}.")]
-    RevisionOfNoService { revision: String, wanted: String },
-    #[error("Revision {revision:?} belongs to Service {owner:?}, not Service {wanted:?}.")]
-    RevisionOfOtherService { revision: String, owner: String, wanted: String },
+    /// `owner` is empty for a Revision of no Service.
+    RevisionNotOwned {
+        revision: String,
+        owner: String,
+        service: String,
+    },
 }
 
 impl TargetError {
@@ -54,12 +51,20 @@ impl TargetError {
         !matches!(self, Self::ConfigurationPending(_) | Self::RevisionPending(_))
     }
 
-    /// The reason of the condition.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// Says so in a Route's status.
+    pub(crate) fn mark(&self, status: &mut RouteStatus, now: Timestamp) {
         match self {
-            Self::ConfigurationNotFound(_) => "ConfigurationMissing",
-            Self::RevisionOfNoService { .. } | Self::RevisionOfOtherService { .. } => "RevisionNotOwned",
-            _ => "RevisionMissing",
+            Self::ConfigurationNotFound(name) => {
+                status.mark_missing_traffic_target("Configuration", name, now)
+            }
+            Self::RevisionNotFound(name) => status.mark_missing_traffic_target("Revision", name, now),
+            Self::ConfigurationFailed(name) => status.mark_configuration_failed(name, now),
+            Self::ConfigurationPending(name) => status.mark_configuration_not_ready(name, now),
+            Self::RevisionFailed(name) => status.mark_revision_failed(name, now),
+            Self::RevisionPending(name) => status.mark_revision_not_ready(name, now),
+            Self::RevisionNotOwned { revision, owner, service } => {
+                status.mark_revision_not_owned(revision, Some(owner), service, now);
+            }
         }
     }
 }
@@ -89,7 +94,12 @@ pub(crate) trait Lookup {
 pub(crate) fn resolve(route: &Route, lookup: &impl Lookup) -> Traffic {
     let mut builder = Builder {
         lookup,
-        service: route.metadata.labels.as_ref().and_then(|l| l.get(labels::SERVICE)).map_or("", String::as_str),
+        service: route
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|l| l.get(labels::SERVICE))
+            .map_or("", String::as_str),
         traffic: Traffic::default(),
     };
     for entry in &route.spec.traffic {
@@ -133,8 +143,10 @@ impl<L: Lookup> Builder<'_, L> {
 
     fn latest(&mut self, name: &str) -> Result<RevisionTarget, TargetError> {
         self.traffic.configurations.insert(name.to_owned());
-        let configuration =
-            self.lookup.configuration(name).ok_or_else(|| TargetError::ConfigurationNotFound(name.to_owned()))?;
+        let configuration = self
+            .lookup
+            .configuration(name)
+            .ok_or_else(|| TargetError::ConfigurationNotFound(name.to_owned()))?;
         let latest = configuration.status.as_ref().map(|s| s.latest_ready_revision_name.clone());
         let Some(latest) = latest.filter(|l| !l.is_empty()) else {
             return Err(if configuration.is_failed() {
@@ -145,7 +157,7 @@ impl<L: Lookup> Builder<'_, L> {
         };
         let revision = self.ready_revision(&latest)?;
         Ok(RevisionTarget {
-            protocol: protocol_of(&revision),
+            protocol: revision.spec.protocol(),
             revision_name: latest,
             configuration_name: name.to_owned(),
             tag: String::new(),
@@ -161,12 +173,8 @@ impl<L: Lookup> Builder<'_, L> {
         let label = |key: &str| revision.metadata.labels.as_ref().and_then(|l| l.get(key)).cloned();
         let owner = label(labels::SERVICE).unwrap_or_default();
         if !self.service.is_empty() && owner != self.service {
-            let (revision, wanted) = (name.to_owned(), self.service.to_owned());
-            return Err(if owner.is_empty() {
-                TargetError::RevisionOfNoService { revision, wanted }
-            } else {
-                TargetError::RevisionOfOtherService { revision, owner, wanted }
-            });
+            let (revision, service) = (name.to_owned(), self.service.to_owned());
+            return Err(TargetError::RevisionNotOwned { revision, owner, service });
         }
         check_ready(&revision, name)?;
         let configuration_name = label(labels::CONFIGURATION).unwrap_or_default();
@@ -177,7 +185,7 @@ impl<L: Lookup> Builder<'_, L> {
             }
         }
         Ok(RevisionTarget {
-            protocol: protocol_of(&revision),
+            protocol: revision.spec.protocol(),
             revision_name: name.to_owned(),
             configuration_name,
             tag: String::new(),
@@ -216,16 +224,6 @@ fn check_ready(revision: &Revision, name: &str) -> Result<(), TargetError> {
         Err(TargetError::RevisionFailed(name.to_owned()))
     } else {
         Err(TargetError::RevisionPending(name.to_owned()))
-    }
-}
-
-/// The protocol that the name of the serving container's port asks for.
-fn protocol_of(revision: &Revision) -> ProtocolType {
-    let ports = revision.spec.pod_spec.containers.iter().filter_map(|c| c.ports.as_deref()).flatten();
-    // Only the serving container declares a port.
-    match ports.into_iter().next().and_then(|p| p.name.as_deref()) {
-        Some("h2c") => ProtocolType::H2c,
-        _ => ProtocolType::Http1,
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) fn configuration(service: &Service, existing: Option<&Configuration>)
     annotations.retain(|key, _| {
         key != annotations::LAST_APPLIED && !annotations::ROLLOUT_DURATION.contains(&key.as_str())
     });
-    let routes = existing.and_then(|c| metadata::annotation(&c.metadata, annotations::ROUTES)).unwrap_or_default();
+    let routes =
+        existing.and_then(|c| metadata::annotation(&c.metadata, annotations::ROUTES)).unwrap_or_default();
     annotations.insert(annotations::ROUTES.to_owned(), metadata::insert_name(routes, &name));
     Configuration {
         metadata: child_meta(service, labels, annotations),
@@ -49,9 +50,5 @@ pub(crate) fn route(service: &Service) -> Route {
     for target in traffic.iter_mut().filter(|target| target.revision_name.is_empty()) {
         target.configuration_name.clone_from(&name);
     }
-    Route {
-        metadata: child_meta(service, labels, annotations),
-        spec: RouteSpec { traffic },
-        status: None,
-    }
+    Route { metadata: child_meta(service, labels, annotations), spec: RouteSpec { traffic }, status: None }
 }

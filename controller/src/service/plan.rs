@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use ember_api::serving::v1::{
-    Configuration, Revision, Route, Service, ServiceStatus, TrafficTarget,
-};
-use ember_api::status::{Conditioned, Status};
 use ember_api::labels;
+use ember_api::serving::v1::{Configuration, Revision, Route, Service, ServiceStatus, TrafficTarget};
+use ember_api::status::Conditioned;
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
 
@@ -14,9 +12,6 @@ use super::children;
 use crate::metadata::{label, same, same_maps};
 use crate::owner::is_controlled_by;
 use crate::plan::{EventText, Failure, Plan, begin};
-
-const OUT_OF_DATE: &str = "OutOfDate";
-const NOT_OWNED: &str = "NotOwned";
 
 /// What a plan for a Service is made from.
 #[derive(Clone, Debug)]
@@ -63,9 +58,7 @@ fn reconcile(
             None
         }
         Some(existing) if !is_controlled_by(&existing.metadata, service) => {
-            let message = format!("There is an existing Configuration {name:?} that we do not own.");
-            let status = service.status_mut_or_default();
-            status.manage(now).mark_false(ServiceStatus::CONFIGURATIONS_READY, NOT_OWNED, &message);
+            service.status_mut_or_default().mark_configuration_not_owned(&name, now);
             return Err(format!("service: {name:?} does not own configuration: {name:?}"));
         }
         Some(existing) => {
@@ -90,11 +83,7 @@ fn reconcile(
     let status = service.status_mut_or_default();
     match configuration {
         None => {
-            status.manage(now).mark_unknown(
-                ServiceStatus::CONFIGURATIONS_READY,
-                OUT_OF_DATE,
-                "The Configuration is still working to reflect the latest desired specification.",
-            );
+            status.mark_configuration_not_reconciled(now);
             // The Route must not point to a name before it is known to be ours.
             if !byo_name.is_empty() {
                 return Ok(());
@@ -102,17 +91,10 @@ fn reconcile(
         }
         Some(configuration) => {
             if let Some(from) = &configuration.status {
-                status.latest_created_revision_name.clone_from(&from.latest_created_revision_name);
-                status.latest_ready_revision_name.clone_from(&from.latest_ready_revision_name);
-            }
-            if let Some(ready) = configuration.ready_condition() {
-                status.manage(now).mirror(ServiceStatus::CONFIGURATIONS_READY, ready);
+                status.propagate_configuration_status(from, now);
             }
             if is_name_taken(&byo_name, configuration, observed.named_revision.as_deref()) {
-                let message = format!(
-                    "The revision name {byo_name:?} is taken by a conflicting Revision, so traffic will not be migrated"
-                );
-                status.manage(now).mark_false(ServiceStatus::ROUTES_READY, "RevisionNameTaken", &message);
+                status.mark_revision_name_taken(&byo_name, now);
                 return Ok(());
             }
         }
@@ -130,9 +112,7 @@ fn reconcile(
             None
         }
         Some(existing) if !is_controlled_by(&existing.metadata, service) => {
-            let message = format!("There is an existing Route {name:?} that we do not own.");
-            let status = service.status_mut_or_default();
-            status.manage(now).mark_false(ServiceStatus::ROUTES_READY, NOT_OWNED, &message);
+            service.status_mut_or_default().mark_route_not_owned(&name, now);
             return Err(format!("service: {name:?} does not own route: {name:?}"));
         }
         Some(existing) => {
@@ -155,29 +135,16 @@ fn reconcile(
 
     let status = service.status_mut_or_default();
     let Some(route) = route else {
-        status.manage(now).mark_unknown(
-            ServiceStatus::ROUTES_READY,
-            OUT_OF_DATE,
-            "The Route is still working to reflect the latest desired specification.",
-        );
+        status.mark_route_not_reconciled(now);
         return Ok(());
     };
     if let Some(from) = &route.status {
-        status.url.clone_from(&from.url);
-        status.address.clone_from(&from.address);
-        status.traffic.clone_from(&from.traffic);
-    }
-    if let Some(ready) = route.ready_condition() {
-        status.manage(now).mirror(ServiceStatus::ROUTES_READY, ready);
+        status.propagate_route_status(from, now);
     }
     let latest = observed.configuration.as_ref().and_then(|c| c.status.as_ref());
     let latest = latest.map_or("", |s| s.latest_ready_revision_name.as_str());
     if status.conditions.is_true(ServiceStatus::ROUTES_READY) && !is_migrated(route, &name, latest) {
-        status.manage(now).mark_unknown(
-            ServiceStatus::ROUTES_READY,
-            "TrafficNotMigrated",
-            "Traffic is not yet migrated to the latest revision.",
-        );
+        status.mark_route_not_yet_ready(now);
     }
     Ok(())
 }
