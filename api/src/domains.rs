@@ -105,7 +105,8 @@ fn with_visibility(meta: &ObjectMeta, cluster_local: bool) -> ObjectMeta {
     ObjectMeta { labels: Some(labels), ..meta.clone() }
 }
 
-/// A host and, if it is in the cluster's own domain, its short forms; sorted.
+/// A host and, if it is in the cluster's own domain, its short forms; sorted. What no gateway takes for a name is
+/// left out.
 #[must_use]
 pub fn expanded_hosts(domain: &Domain, host: &str) -> Vec<String> {
     let mut hosts = vec![host.to_owned()];
@@ -113,9 +114,16 @@ pub fn expanded_hosts(domain: &Domain, host: &str) -> Vec<String> {
         hosts.push(service.to_owned());
         hosts.extend(service.strip_suffix(".svc").map(str::to_owned));
     }
+    hosts.retain(|host| has_valid_top_level(host));
     hosts.sort_unstable();
     hosts.dedup();
     hosts
+}
+
+/// Gateways take a last label of digits for an address, and refuse one that is too long.
+fn has_valid_top_level(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default();
+    last.len() <= 63 && last.bytes().any(|b| b == b'-' || b > b'9')
 }
 
 /// Whether a host exists inside the cluster only.
