@@ -122,12 +122,7 @@ pub(crate) struct Revisions {
 }
 
 impl Revisions {
-    pub(crate) fn new(
-        clock: MonotonicClock,
-        pods: PodIndex,
-        held_limit: usize,
-        held_lifetime: Duration,
-    ) -> Self {
+    pub(crate) fn new(clock: MonotonicClock, pods: PodIndex, held: HeldReports) -> Self {
         Self {
             clock,
             pods,
