@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::Either;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
@@ -123,14 +124,13 @@ async fn get(action: &HTTPGetAction) -> Result<(), String> {
         request.header(http::header::HOST, host).body(Empty::<Bytes>::new()).map_err(|e| text(&e))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| text(&e))?;
-    let exchange = async { sender.send_request(request).await };
-    // The connection is driven here, so that dropping the attempt closes it.
-    let response = tokio::select! {
-        response = exchange => response.map_err(|e| text(&e))?,
-        ended = connection => {
-            return Err(ended.err().map_or_else(|| "connection closed".to_owned(), |e| text(&e)));
-        }
+    let exchange = std::pin::pin!(sender.send_request(request));
+    // The connection is driven here, so that dropping the attempt closes it. It may end before its answer is taken.
+    let response = match futures::future::select(exchange, connection).await {
+        Either::Left((response, _)) => response,
+        Either::Right((_, exchange)) => exchange.await,
     };
+    let response = response.map_err(|e| text(&e))?;
     let status = response.status().as_u16();
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
 }

@@ -56,6 +56,8 @@ pub enum Action {
     Disown(Uid, Uid),
     /// Remove a finalizer of the collector's.
     Unblock(Uid, &'static str),
+    /// Delete what is in this Namespace if it is really gone.
+    Empty(String),
     /// Nothing is left in this deleted Namespace.
     FinishNamespace(String),
 }
@@ -99,8 +101,11 @@ impl Graph {
         let Some(object) = self.objects.remove(uid) else { return Vec::new() };
         let mut actions: BTreeSet<Action> = self.dependents_of(uid).flat_map(|d| self.review(d)).collect();
         actions.extend(object.owners.iter().flat_map(|owner| self.review(&owner.uid)));
-        let namespace = if object.is_namespace { &object.name } else { &object.namespace };
-        actions.extend(self.review_namespace(namespace, object.is_namespace));
+        if object.is_namespace {
+            actions.extend(self.namespaces.contains_key(&object.name).then(|| Action::Empty(object.name.clone())));
+        } else {
+            actions.extend(self.review_namespace(&object.namespace));
+        }
         actions.into_iter().collect()
     }
 
@@ -125,7 +130,7 @@ impl Graph {
                 actions.extend(self.dependents_of(uid).filter(going).map(|d| Action::Delete(d.clone())));
             }
             if object.is_namespace {
-                actions.extend(self.review_namespace(&object.name, false));
+                actions.extend(self.review_namespace(&object.name));
             }
         } else if !object.owners.is_empty() && !object.owners.iter().any(|o| self.objects.contains_key(&o.uid)) {
             actions.push(Action::Collect(uid.to_owned()));
@@ -139,7 +144,7 @@ impl Graph {
         let mut actions: BTreeSet<Action> = self.objects.keys().flat_map(|uid| self.review(uid)).collect();
         let known: BTreeSet<&String> = self.objects.values().filter(|o| o.is_namespace).map(|o| &o.name).collect();
         let lost = self.namespaces.keys().filter(|n| !known.contains(n));
-        actions.extend(lost.flat_map(|n| self.review_namespace(n, true)));
+        actions.extend(lost.cloned().map(Action::Empty));
         actions.into_iter().collect()
     }
 
@@ -151,18 +156,22 @@ impl Graph {
         self.objects.get(dependent).is_some_and(|o| o.owners.iter().any(|r| r.uid == owner && r.blocks))
     }
 
-    /// The contents of a Namespace that is going, or is gone already.
-    fn review_namespace(&self, name: &str, gone: bool) -> Vec<Action> {
-        let going = self.objects.values().any(|o| o.is_namespace && o.name == name && o.is_deleting);
-        if name.is_empty() || !(going || gone) {
+    /// The objects in a Namespace.
+    #[must_use]
+    pub fn contents(&self, namespace: &str) -> Vec<Uid> {
+        self.namespaces.get(namespace).into_iter().flatten().cloned().collect()
+    }
+
+    fn review_namespace(&self, name: &str) -> Vec<Action> {
+        if !self.objects.values().any(|o| o.is_namespace && o.name == name && o.is_deleting) {
             return Vec::new();
         }
-        let contents: Vec<&Uid> = self.namespaces.get(name).into_iter().flatten().collect();
-        if contents.is_empty() && going {
+        let contents = self.contents(name);
+        if contents.is_empty() {
             return vec![Action::FinishNamespace(name.to_owned())];
         }
-        let stays = |uid: &&&Uid| self.objects.get(**uid).is_some_and(|o| !o.is_deleting);
-        contents.iter().filter(stays).map(|uid| Action::Delete((*uid).clone())).collect()
+        let stays = |uid: &Uid| self.objects.get(uid).is_some_and(|o| !o.is_deleting);
+        contents.into_iter().filter(stays).map(Action::Delete).collect()
     }
 
     fn unlink(&mut self, uid: &str) {
@@ -201,6 +210,7 @@ mod tests {
 
     fn graph(edges: &[(&str, &[&str])]) -> Graph {
         let mut graph = Graph::default();
+        graph.put("n", Object { name: "ns".into(), is_namespace: true, ..Object::default() });
         for (uid, owners) in edges {
             graph.put(uid, object(owners));
         }
@@ -250,10 +260,8 @@ mod tests {
     #[test]
     fn a_namespace_is_emptied_then_finished() {
         let mut graph = graph(&[("a", &[]), ("b", &[])]);
-        let mut namespace = Object { name: "ns".into(), is_namespace: true, ..Object::default() };
-        graph.put("n", namespace.clone());
         assert_eq!(graph.review_all(), []);
-        namespace.is_deleting = true;
+        let namespace = Object { name: "ns".into(), is_namespace: true, is_deleting: true, ..Object::default() };
         graph.put("n", namespace);
         assert_eq!(graph.review("n"), [Action::Delete(uid("a")), Action::Delete(uid("b"))]);
         assert_eq!(graph.remove("a"), [Action::Delete(uid("b"))]);
@@ -263,8 +271,8 @@ mod tests {
     #[test]
     fn what_is_left_of_a_namespace_that_is_gone_goes_too() {
         let mut graph = graph(&[("a", &[])]);
-        graph.put("n", Object { name: "ns".into(), is_namespace: true, ..Object::default() });
-        assert_eq!(graph.remove("n"), [Action::Delete(uid("a"))]);
-        assert_eq!(graph.review_all(), [Action::Delete(uid("a"))]);
+        assert_eq!(graph.remove("n"), [Action::Empty("ns".into())]);
+        assert_eq!(graph.review_all(), [Action::Empty("ns".into())]);
+        assert_eq!(graph.contents("ns"), ["a"]);
     }
 }

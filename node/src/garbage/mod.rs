@@ -227,6 +227,21 @@ impl Collector {
                 let Some(object) = self.graph.get(uid) else { return Ok(()) };
                 self.edit(object, |meta| meta.finalizers.get_or_insert_default().retain(|f| f != finalizer)).await
             }
+            Action::Empty(namespace) => {
+                let api = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
+                if api.get_opt(namespace).await?.is_some() {
+                    return Ok(());
+                }
+                for uid in self.graph.contents(namespace) {
+                    if let Some(object) = self.graph.get(&uid)
+                        && let Err(error) = self.delete(&uid, object).await
+                        && !refused(&error, 404)
+                    {
+                        return Err(error);
+                    }
+                }
+                Ok(())
+            }
             Action::FinishNamespace(name) => self.finish(name).await,
         }
     }
