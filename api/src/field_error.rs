@@ -293,8 +293,10 @@ mod tests {
         match &node["ViaFieldIx"] {
             Value::Null => {}
             of => {
-                let index = of["Index"].as_u64().unwrap_or_default() as usize;
-                error = error.via_field_index(&text(&of["Field"]), index);
+                let [field, index] =
+                    if of.is_array() { [&of[0], &of[1]] } else { [&of["Field"], &of["Index"]] };
+                let index = index.as_u64().unwrap_or_default() as usize;
+                error = error.via_field_index(&text(field), index);
             }
         }
         if let Some(key) = node["ViaKey"].as_str() {

@@ -1,10 +1,12 @@
 //! Knative Serving's API: types, conditions, defaulting, validation, configuration.
 
+pub mod admission;
 pub mod annotations;
 pub mod autoscaling;
 pub mod caching;
 pub mod conditions;
 pub mod configmaps;
+pub mod defaulting;
 pub mod domains;
 pub mod field_error;
 pub mod golang;
@@ -21,3 +23,4 @@ pub mod serving;
 pub mod status;
 pub mod syntax;
 pub mod template;
+pub mod validation;
