@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid};
 
 use super::protocol::{self, Order, Report, Start};
@@ -20,6 +20,8 @@ use crate::env::lookup;
 
 /// Waits for the order on standard input and carries it out; returns only if there is none or it fails.
 pub(super) fn main() {
+    // The helper takes its signals by descriptor; a program starts with none blocked.
+    let _ = SigSet::empty().thread_set_mask();
     let stdin = io::stdin();
     // A copy that closes on exec: the helper knows by its end that the program runs.
     let Ok(channel) = stdin.as_fd().try_clone_to_owned() else { return };

@@ -151,7 +151,7 @@ impl Cluster {
         let options = LogOptions { follow: true, ..LogOptions::default() };
         let mut lines = Box::pin(self.logs.get("default", name, "user-container", options).unwrap());
         let line = String::from_utf8(lines.next().await.unwrap().to_vec()).unwrap();
-        line.split(' ').nth(1).unwrap().parse().unwrap()
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     async fn stop(self) {

@@ -94,6 +94,12 @@ pub(crate) async fn tells_why_a_program_does_not_start() {
 pub(crate) async fn tells_exit_codes_and_signals() {
     let runtime = runtime();
     assert_eq!(run(&runtime, shell("exit 7")).await.1, 7);
+    // A shell would clear its own mask.
+    let (status, _) = run(&runtime, program("cat", &["/proc/self/status"])).await;
+    assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
+    let Process { id, exit, output: _output, .. } = runtime.start(program("sleep", &["1000"])).await.unwrap();
+    runtime.stop(id, Stop::Terminate).await;
+    assert_eq!(exit.await.unwrap(), 143);
     assert_eq!(run(&runtime, shell("kill -9 $$")).await.1, 137);
     let large = format!("printf %s {} | wc -c", "x".repeat(100_000));
     assert_eq!(run(&runtime, shell(&large)).await.0.trim(), "100000");
@@ -218,6 +224,7 @@ pub(crate) async fn runs_as_another_user_where_files_allow_it() {
     std::fs::write(&script, "#!/bin/sh\nid -u\n").unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&script, mode).unwrap();
+    std::fs::set_permissions(private.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let path = script.to_str().unwrap();
     let private_program = Start { identity: Some(other), ..program(path, &[]) };
     assert_eq!(run(&runtime, private_program.clone()).await.0, "0\n", "falls back");
