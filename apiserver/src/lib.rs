@@ -14,6 +14,7 @@ mod discovery;
 mod journal;
 mod jsonpath;
 mod kinds;
+mod knative;
 mod logs;
 mod metadata;
 mod object;
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use admission::{Admission, AdmitAll, Denied, Operation, Review};
 pub use credentials::CredentialsError;
 pub use journal::OpenError;
+pub use knative::KnativeAdmission;
 pub use logs::{LogError, LogOptions, LogStream, PodLogs};
 
 use api::{Api, Caller};
@@ -70,7 +72,7 @@ pub struct Config {
     pub bookmark_interval: Duration,
     /// Who the in-process client is, in `serving.knative.dev/creator` and the like.
     pub system_user: String,
-    /// Defaulting and validation.
+    /// Defaulting and validation. Default: Knative's, with the ConfigMaps of `knative-serving` in this store.
     pub admission: Arc<dyn Admission>,
 }
 
@@ -85,7 +87,7 @@ impl Config {
             watch_history: 4096,
             bookmark_interval: Duration::from_secs(60),
             system_user: "system:serviceaccount:knative-serving:controller".into(),
-            admission: Arc::new(AdmitAll),
+            admission: Arc::new(KnativeAdmission::new()),
         }
     }
 }

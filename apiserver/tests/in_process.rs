@@ -170,7 +170,7 @@ async fn selectors_narrow_lists_and_watches() {
     }
     let names = |params: ListParams| {
         let api = api.clone();
-        async move { api.list(&params).await.unwrap().iter().map(|p| p.name_any()).collect::<Vec<_>>() }
+        async move { api.list(&params).await.unwrap().iter().map(ResourceExt::name_any).collect::<Vec<_>>() }
     };
     assert_eq!(names(ListParams::default().labels("app=a")).await, ["a"]);
     assert_eq!(names(ListParams::default().labels("app in (a,b)")).await, ["a", "b"]);
@@ -611,4 +611,39 @@ async fn mixed_writes_are_told_once_and_in_order() {
         told.push(object.resource_version().unwrap().parse::<u64>().unwrap());
     }
     assert_eq!(told, written);
+}
+
+#[tokio::test]
+async fn admission_fills_in_refuses_and_follows_the_config_maps() {
+    let h = harness();
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));
+    let made = api.create(&PostParams::default(), &ksvc("x")).await.unwrap();
+    let timeout = |o: &DynamicObject| o.data["spec"]["template"]["spec"]["timeoutSeconds"].as_i64();
+    assert_eq!(timeout(&made), Some(300));
+    assert!(made.annotations().contains_key("serving.knative.dev/creator"));
+
+    let mut imageless = ksvc("y");
+    imageless.data["spec"]["template"]["spec"]["containers"][0]["image"] = "".into();
+    let Err(Error::Api(status)) = api.create(&PostParams::default(), &imageless).await else {
+        panic!("accepted")
+    };
+    assert_eq!(status.code, 400);
+    assert!(
+        status.message.starts_with(
+            "admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: "
+        ),
+        "{}",
+        status.message
+    );
+
+    let namespace: Namespace = object(json!({ "metadata": { "name": "knative-serving" } }));
+    Api::all(h.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(h.client.clone(), "knative-serving");
+    let bad = config_map("config-defaults", &[("revision-timeout-seconds", "soon")]);
+    assert_eq!(code(maps.create(&PostParams::default(), &bad).await), 400);
+    let good = config_map("config-defaults", &[("revision-timeout-seconds", "42")]);
+    maps.create(&PostParams::default(), &good).await.unwrap();
+    let made = api.create(&PostParams::default(), &ksvc("z")).await.unwrap();
+    assert_eq!(timeout(&made), Some(42));
 }

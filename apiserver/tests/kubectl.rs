@@ -1,6 +1,11 @@
 //! The server as people meet it: over TLS, with the real kubectl, where there is one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a panic is how a test fails, and a skip is told"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -198,10 +203,14 @@ async fn kubectl_shows_what_is_wrong_with_a_manifest() {
     assert!(warned.ok && warned.err.contains("Warning: unknown field \"spec.foo\""), "{}", warned.err);
     assert!(!c.works(&["get", "ksvc", "hello", "-o", "yaml"]).await.contains("foo: 1\n  template"));
 
-    let wrong = SERVICE.replace("containerPort: 8080", "containerPort: eight").replace("hello", "wrong");
-    let wrong = c.file("wrong.yaml", &wrong);
+    let wrong = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: { name: wrong }\nspec: { template: { \
+                 spec: { timeoutSeconds: 3 } } }\n";
+    let wrong = c.file("wrong.yaml", wrong);
     let error = c.fails(&["apply", "-f", wrong.to_str().unwrap()]).await;
-    assert!(error.contains("is invalid: spec.template.spec.containers[0].ports[0].containerPort"), "{error}");
+    assert!(error.contains("is invalid: spec.template.spec.containers: Required value"), "{error}");
+    let wrong = c.file("wrong.yaml", &SERVICE.replace("containerPort: 8080", "containerPort: 99999"));
+    let error = c.fails(&["apply", "-f", wrong.to_str().unwrap()]).await;
+    assert!(error.contains("denied the request: validation failed: expected 0 <= 99999 <= 65535"), "{error}");
     let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: m }\ndta: { a: b }\n";
     let map = c.file("map.yaml", map);
     let error = c.fails(&["apply", "-f", map.to_str().unwrap()]).await;
