@@ -82,14 +82,16 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     pub(crate) fn new() -> Self {
-        let state = State { objects: BTreeMap::new(), seen: 0, gone: BTreeSet::new(), subscribers: Vec::new() };
+        let state =
+            State { objects: BTreeMap::new(), seen: 0, gone: BTreeSet::new(), subscribers: Vec::new() };
         Self(Arc::new(Shared { state: Mutex::new(state), synced: watch::Sender::new(false) }))
     }
 
     /// Every object that is there or comes is a change to a new subscriber.
     pub(crate) fn subscribe(&self) -> Changes<K> {
         let mut state = self.0.state.lock();
-        let subscriber = Arc::new(Subscriber { changed: Mutex::new(state.objects.clone()), notify: Notify::new() });
+        let subscriber =
+            Arc::new(Subscriber { changed: Mutex::new(state.objects.clone()), notify: Notify::new() });
         state.subscribers.push(Arc::downgrade(&subscriber));
         Changes(subscriber)
     }
@@ -108,7 +110,12 @@ where
     pub(crate) fn list(&self, namespace: &str) -> Vec<Arc<K>> {
         let from = Key { namespace: namespace.to_owned(), name: String::new() };
         let state = self.0.state.lock();
-        state.objects.range(from..).take_while(|(key, _)| key.namespace == namespace).map(|(_, o)| Arc::clone(o)).collect()
+        state
+            .objects
+            .range(from..)
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, o)| Arc::clone(o))
+            .collect()
     }
 
     /// Takes note of an object that the API server answered with.
@@ -225,7 +232,10 @@ pub(crate) fn refused(error: &kube::Error, code: u16) -> bool {
 }
 
 /// What brings a stored status to `wanted` as a merge patch; `None` if it is there.
-pub(crate) fn status_patch(stored: &serde_json::Value, wanted: &serde_json::Value) -> Option<serde_json::Value> {
+pub(crate) fn status_patch(
+    stored: &serde_json::Value,
+    wanted: &serde_json::Value,
+) -> Option<serde_json::Value> {
     if stored == wanted {
         return None;
     }

@@ -60,8 +60,9 @@ impl Config {
             host_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             app_ports: block.app_ports(),
             program: std::env::current_exe()?,
-            path: std::env::var("PATH")
-                .unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            path: std::env::var("PATH").unwrap_or_else(|_| {
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()
+            }),
             working_dir: std::env::current_dir()?,
             service_uids: may_become(&service_uids).then_some(service_uids),
             back_off: BackOffConfig::default(),
@@ -82,7 +83,8 @@ fn may_become(uids: &RangeInclusive<u32>) -> bool {
 fn maps(uid_map: &str, uids: &RangeInclusive<u32>) -> bool {
     uid_map.lines().any(|line| {
         let mut fields = line.split_ascii_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(inside)), Some(Ok(_)), Some(Ok(length))) = (fields.next(), fields.next(), fields.next()) else {
+        let (Some(Ok(inside)), Some(Ok(_)), Some(Ok(length))) = (fields.next(), fields.next(), fields.next())
+        else {
             return false;
         };
         inside <= u64::from(*uids.start()) && u64::from(*uids.end()) < inside + length

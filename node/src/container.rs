@@ -164,12 +164,16 @@ impl PodContext {
         let config_error = |message: String| NotReady("CreateContainerConfigError", message);
         let image = container.image.as_deref().unwrap_or_default();
         if !is_host_image(image) {
-            let message =
-                format!("cannot run image {image:?}: this machine runs only {HOST_IMAGE} images, programs of the host");
+            let message = format!(
+                "cannot run image {image:?}: this machine runs only {HOST_IMAGE} images, programs of the host"
+            );
             return Err(if attempts == 0 {
                 NotReady("ErrImagePull", message)
             } else {
-                NotReady("ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"))
+                NotReady(
+                    "ImagePullBackOff",
+                    format!("Back-off pulling image {image:?}: ErrImagePull: {message}"),
+                )
             });
         }
         if let Some(mount) = container.volume_mounts.iter().flatten().find(|m| m.name != "knative-var-log") {
@@ -201,7 +205,8 @@ impl PodContext {
             program: (program != "ember").then_some(program),
             args,
             env,
-            dir: declared.map_or_else(|| self.node.config.working_dir.to_string_lossy().into_owned(), str::to_owned),
+            dir: declared
+                .map_or_else(|| self.node.config.working_dir.to_string_lossy().into_owned(), str::to_owned),
             dir_is_declared: declared.is_some(),
             identity,
             mark,
@@ -327,7 +332,13 @@ impl PodContext {
     }
 
     /// Runs the container's probes and tells what follows from them.
-    async fn monitor(&self, index: Index, container: &Container, template: &Start, unhealthy: &CancellationToken) {
+    async fn monitor(
+        &self,
+        index: Index,
+        container: &Container,
+        template: &Start,
+        unhealthy: &CancellationToken,
+    ) {
         let fail = |kind: &str, error: String| {
             tracing::warn!(pod = self.name(), container = container.name, "{kind} probe failed: {error}");
             unhealthy.cancel();
@@ -432,7 +443,8 @@ mod tests {
 
     #[test]
     fn host_images() {
-        for image in ["dev.local/host", "dev.local/host:v1", "dev.local/host@sha256:00", "dev.local/host:v1@sha256:00"]
+        for image in
+            ["dev.local/host", "dev.local/host:v1", "dev.local/host@sha256:00", "dev.local/host:v1@sha256:00"]
         {
             assert!(is_host_image(image), "{image}");
         }

@@ -209,7 +209,11 @@ fn source_value(
     if let Some(reference) = &source.config_map_key_ref {
         let optional = reference.optional == Some(true);
         let Some(found) = sources.config_maps.get(&reference.name) else {
-            return if optional { Ok(None) } else { Err(EnvError::ConfigMapNotFound(reference.name.clone())) };
+            return if optional {
+                Ok(None)
+            } else {
+                Err(EnvError::ConfigMapNotFound(reference.name.clone()))
+            };
         };
         return match found.data.as_ref().and_then(|data| data.get(&reference.key)) {
             Some(value) => Ok(Some(value.clone())),
@@ -239,9 +243,10 @@ fn source_value(
         };
     }
     if let Some(reference) = &source.field_ref {
-        return field(&reference.field_path, pod, facts)
-            .map(Some)
-            .ok_or_else(|| EnvError::FieldPath { name: name.to_owned(), path: reference.field_path.clone() });
+        return field(&reference.field_path, pod, facts).map(Some).ok_or_else(|| EnvError::FieldPath {
+            name: name.to_owned(),
+            path: reference.field_path.clone(),
+        });
     }
     Err(EnvError::Source(name.to_owned()))
 }
@@ -355,8 +360,7 @@ mod tests {
 
     #[test]
     fn errors_name_what_is_missing() {
-        let pod: Pod =
-            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}})).unwrap();
         let error = |env: serde_json::Value| {
             let container = container(json!({"name": "c", "env": [env]}));
             resolve(&container, &pod, &PodFacts::default(), &Sources::default()).unwrap_err().to_string()

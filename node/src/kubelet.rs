@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::address::Addresses;
 use crate::cache::{Cache, Key};
 use crate::config::Config;
+use crate::pod;
 use crate::ports::{self, PortMap, Ports};
 use crate::runtime::Runtime;
 use crate::sidecar::Sidecar;
-use crate::pod;
 
 /// What the parts of a node share.
 pub(crate) struct Node {

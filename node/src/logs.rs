@@ -92,7 +92,8 @@ impl Logs {
         container: &str,
         options: LogOptions,
     ) -> Option<impl Stream<Item = Bytes> + Send + use<>> {
-        let key = Key { namespace: namespace.to_owned(), pod: pod.to_owned(), container: container.to_owned() };
+        let key =
+            Key { namespace: namespace.to_owned(), pod: pod.to_owned(), container: container.to_owned() };
         let log = self.containers.lock().get(&key).cloned()?;
         let run = {
             let runs = log.runs.lock();
@@ -103,7 +104,8 @@ impl Logs {
 
     /// The container's log, made if there is none.
     pub(crate) fn container(&self, namespace: &str, pod: &str, container: &str) -> Arc<ContainerLog> {
-        let key = Key { namespace: namespace.to_owned(), pod: pod.to_owned(), container: container.to_owned() };
+        let key =
+            Key { namespace: namespace.to_owned(), pod: pod.to_owned(), container: container.to_owned() };
         let make = || {
             let current = Arc::new(Run::new(self.capacity));
             Arc::new(ContainerLog { runs: Mutex::new(Runs { current, previous: None }) })
@@ -295,12 +297,16 @@ mod tests {
         assert_eq!(text(&logs, LogOptions { tail_lines: Some(1), ..Default::default() }).await, "three\n");
         assert_eq!(text(&logs, LogOptions { since: Some(at(2)), ..Default::default() }).await, "three\n");
         assert_eq!(text(&logs, LogOptions { limit_bytes: Some(5), ..Default::default() }).await, "one\nt");
-        let stamped = text(&logs, LogOptions { timestamps: true, tail_lines: Some(1), ..Default::default() }).await;
+        let stamped =
+            text(&logs, LogOptions { timestamps: true, tail_lines: Some(1), ..Default::default() }).await;
         assert_eq!(stamped, "2023-11-14T22:13:22.000000000Z three\n");
         assert!(logs.get("ns", "p", "c", LogOptions { previous: true, ..Default::default() }).is_none());
         let next = log.rotate(1 << 20);
         next.append(b"new\n", at(3));
-        assert_eq!(text(&logs, LogOptions { previous: true, ..Default::default() }).await, "one\ntwo\nthree\n");
+        assert_eq!(
+            text(&logs, LogOptions { previous: true, ..Default::default() }).await,
+            "one\ntwo\nthree\n"
+        );
         assert_eq!(text(&logs, LogOptions::default()).await, "new\n");
     }
 

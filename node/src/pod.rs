@@ -152,7 +152,8 @@ impl Worker {
                         self.stop(self.context.grace.min(VANISHED_GRACE));
                     }
                     Some(pod) if pod.metadata.deletion_timestamp.is_some() => {
-                        let asked = pod.metadata.deletion_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
+                        let asked =
+                            pod.metadata.deletion_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
                         self.stop(asked.map_or(self.context.grace, Duration::from_secs));
                     }
                     Some(_) => {}
@@ -352,7 +353,10 @@ async fn run_sidecar(context: Arc<PodContext>, index: Index, container: Containe
         let (began, started_at) = (Instant::now(), Timestamp::now());
         let outcome = match context.node.sidecar.start(spec) {
             Ok(handle) => {
-                let id = format!("ember://{}-{QUEUE_PROXY}", context.pod.metadata.uid.as_deref().unwrap_or_default());
+                let id = format!(
+                    "ember://{}-{QUEUE_PROXY}",
+                    context.pod.metadata.uid.as_deref().unwrap_or_default()
+                );
                 context.tell(index, Change::Running { id }).await;
                 context.tell(index, Change::Started).await;
                 follow(&context, index, handle).await
@@ -411,7 +415,11 @@ fn warn_of_ignored(pod: &Pod, spec: &PodSpec) {
     let ignored = ignored(spec);
     if !ignored.is_empty() {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        tracing::debug!(pod = name, fields = ignored.join(", "), "fields that the process runtime does not honour");
+        tracing::debug!(
+            pod = name,
+            fields = ignored.join(", "),
+            "fields that the process runtime does not honour"
+        );
     }
 }
 
@@ -435,7 +443,10 @@ fn ignored(spec: &PodSpec) -> Vec<String> {
             path("resources.limits"),
         );
         let context = container.security_context.as_ref();
-        note(context.is_some_and(|c| c.read_only_root_filesystem == Some(true)), path("securityContext.readOnlyRootFilesystem"));
+        note(
+            context.is_some_and(|c| c.read_only_root_filesystem == Some(true)),
+            path("securityContext.readOnlyRootFilesystem"),
+        );
         note(context.is_some_and(|c| c.capabilities.is_some()), path("securityContext.capabilities"));
         note(context.is_some_and(|c| c.seccomp_profile.is_some()), path("securityContext.seccompProfile"));
         note(context.is_some_and(|c| c.privileged == Some(true)), path("securityContext.privileged"));

@@ -129,7 +129,10 @@ impl ContainerFacts {
     fn status(&self) -> ContainerStatus {
         let state = match &self.state {
             State::Waiting { reason, message } => ContainerState {
-                waiting: Some(ContainerStateWaiting { reason: Some(reason.clone()), message: message.clone() }),
+                waiting: Some(ContainerStateWaiting {
+                    reason: Some(reason.clone()),
+                    message: message.clone(),
+                }),
                 ..ContainerState::default()
             },
             State::Running { since } => ContainerState {
@@ -197,7 +200,11 @@ impl PodFacts {
             .init_containers
             .iter()
             .flatten()
-            .map(|c| ContainerFacts { ready: true, started: true, ..ContainerFacts::new(c, "PodInitializing") })
+            .map(|c| ContainerFacts {
+                ready: true,
+                started: true,
+                ..ContainerFacts::new(c, "PodInitializing")
+            })
             .collect();
         let reason = if init.is_empty() { "ContainerCreating" } else { "PodInitializing" };
         let mut facts = Self {
@@ -346,7 +353,9 @@ mod tests {
     }
 
     fn pod() -> PodFacts {
-        facts(json!({"containers": [{"name": "user-container", "image": "dev.local/host"}, {"name": "queue-proxy"}]}))
+        facts(
+            json!({"containers": [{"name": "user-container", "image": "dev.local/host"}, {"name": "queue-proxy"}]}),
+        )
     }
 
     fn ended(code: i32, reason: &str) -> Change {

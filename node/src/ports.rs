@@ -102,10 +102,9 @@ fn rewrite_app(container: &mut Container, ports: &PortMap) {
         .flatten()
         .filter_map(|p| p.name.clone().map(|name| (name, p.container_port)))
         .collect();
-    for probe in
-        [&mut container.liveness_probe, &mut container.startup_probe, &mut container.readiness_probe]
-            .into_iter()
-            .flatten()
+    for probe in [&mut container.liveness_probe, &mut container.startup_probe, &mut container.readiness_probe]
+        .into_iter()
+        .flatten()
     {
         rewrite_probe(probe, &named, ports);
     }
@@ -157,7 +156,9 @@ fn rewrite_json_probe(probe: &mut Value, ports: &PortMap) {
 
 fn rewrite_env(container: &mut Container, name: &str, ports: &PortMap) {
     for var in container.env.iter_mut().flatten().filter(|v| v.name == name) {
-        if let Some(picked) = var.value.as_deref().and_then(|v| v.parse().ok()).and_then(|p: i32| ports.get(&p)) {
+        if let Some(picked) =
+            var.value.as_deref().and_then(|v| v.parse().ok()).and_then(|p: i32| ports.get(&p))
+        {
             var.value = Some(picked.to_string());
         }
     }
@@ -222,10 +223,7 @@ mod tests {
         assert_eq!(env[0].value.as_deref(), Some("20001"));
         assert_eq!(env[1].value.as_deref(), Some("8012"));
         let probe: Value = serde_json::from_str(env[2].value.as_deref().unwrap()).unwrap();
-        assert_eq!(
-            probe,
-            json!({"tcpSocket": {"port": 20_001, "host": "127.0.0.1"}, "successThreshold": 1})
-        );
+        assert_eq!(probe, json!({"tcpSocket": {"port": 20_001, "host": "127.0.0.1"}, "successThreshold": 1}));
     }
 
     #[test]

@@ -106,8 +106,8 @@ async fn get(action: &HTTPGetAction) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let authority = stream.peer_addr().map_err(|e| text(&e))?.to_string();
     let path = action.path.as_deref().unwrap_or("/");
-    let mut request =
-        http::Request::get(format!("/{}", path.trim_start_matches('/'))).header(http::header::CONNECTION, "close");
+    let mut request = http::Request::get(format!("/{}", path.trim_start_matches('/')))
+        .header(http::header::CONNECTION, "close");
     let mut host = authority;
     for header in action.http_headers.iter().flatten() {
         if header.name.eq_ignore_ascii_case("host") {
@@ -132,7 +132,11 @@ async fn get(action: &HTTPGetAction) -> Result<(), String> {
     };
     let response = response.map_err(|e| text(&e))?;
     let status = response.status().as_u16();
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {status}"))
+    }
 }
 
 #[cfg(test)]
@@ -144,9 +148,10 @@ mod tests {
 
     #[test]
     fn thresholds() {
-        let probe: Probe =
-            serde_json::from_value(json!({"periodSeconds": 2, "initialDelaySeconds": 7, "failureThreshold": 2}))
-                .unwrap();
+        let probe: Probe = serde_json::from_value(
+            json!({"periodSeconds": 2, "initialDelaySeconds": 7, "failureThreshold": 2}),
+        )
+        .unwrap();
         let mut tally = Tally::new(&probe);
         assert_eq!((tally.wait().as_secs(), tally.wait().as_secs()), (7, 2));
         let believed: Vec<bool> =
@@ -173,7 +178,8 @@ mod tests {
         let http = |port: u16| -> Probe {
             serde_json::from_value(json!({"httpGet": {"port": port, "path": "/healthz"}})).unwrap()
         };
-        let tcp = |port: u16| -> Probe { serde_json::from_value(json!({"tcpSocket": {"port": port}})).unwrap() };
+        let tcp =
+            |port: u16| -> Probe { serde_json::from_value(json!({"tcpSocket": {"port": port}})).unwrap() };
         assert_eq!(attempt(&http(answer("302 Found").await)).await, Ok(()));
         let failed = attempt(&http(answer("500 Internal Server Error").await)).await;
         assert_eq!(failed, Err("HTTP probe failed with statuscode: 500".into()));

@@ -101,7 +101,9 @@ impl ProcessRuntime {
         if let Err(e) = connection.send(&Order::Start(start), Some(&write)).await {
             connection.processes.lock().remove(&id);
             return Err(StartError(match e.raw_os_error() {
-                Some(code) if code == nix::errno::Errno::EMSGSIZE as i32 => "argument list too long".to_owned(),
+                Some(code) if code == nix::errno::Errno::EMSGSIZE as i32 => {
+                    "argument list too long".to_owned()
+                }
                 _ => refuse(e).0,
             }));
         }
@@ -138,10 +140,8 @@ impl Runtime for ProcessRuntime {
         async move {
             let Some(connection) = self.connection.lock().take() else { return };
             let helper = connection.helper.lock().take();
-            let _ = nix::sys::socket::shutdown(
-                connection.socket.as_raw_fd(),
-                nix::sys::socket::Shutdown::Both,
-            );
+            let _ =
+                nix::sys::socket::shutdown(connection.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
             if let Some(mut helper) = helper
                 && tokio::time::timeout(CLOSE_TIMEOUT, helper.wait()).await.is_err()
             {

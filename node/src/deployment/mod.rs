@@ -45,7 +45,12 @@ pub(crate) async fn run(node: Arc<Node>, deployments: Cache<Deployment>) {
 
 /// The Deployment that the pod belongs to.
 fn owner(pod: &Pod) -> Option<Key> {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true) && o.kind == "Deployment")?;
+    let owner = pod
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true) && o.kind == "Deployment")?;
     Some(Key { namespace: pod.metadata.namespace.clone()?, name: owner.name.clone() })
 }
 
@@ -61,7 +66,8 @@ struct Controller {
 impl Controller {
     fn due(&mut self) -> BTreeSet<Key> {
         let now = Instant::now();
-        let due: BTreeSet<Key> = self.timers.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        let due: BTreeSet<Key> =
+            self.timers.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         self.timers.retain(|key, _| !due.contains(key));
         due
     }
@@ -132,7 +138,9 @@ impl Controller {
             let uid = self.node.pods.get(&pod).and_then(|pod| pod.metadata.uid.clone());
             let preconditions = Preconditions { uid, resource_version: None };
             match api.delete(&name, &DeleteParams::default().preconditions(preconditions)).await {
-                Ok(answer) if answer.is_left() => answer.left().into_iter().for_each(|pod| self.node.pods.observe(pod)),
+                Ok(answer) if answer.is_left() => {
+                    answer.left().into_iter().for_each(|pod| self.node.pods.observe(pod))
+                }
                 Ok(_) => {}
                 Err(error) if refused(&error, 404) || refused(&error, 409) => {}
                 Err(error) => {

@@ -49,7 +49,11 @@ pub fn template_hash(template: &PodTemplateSpec) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     // A template that came from JSON goes back to it.
     let json = serde_json::to_vec(template).unwrap_or_default();
-    Sha256::digest(&json).iter().take(10).map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()])).collect()
+    Sha256::digest(&json)
+        .iter()
+        .take(10)
+        .map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()]))
+        .collect()
 }
 
 /// The name that stands for the ReplicaSet in conditions: `<deployment>-<hash>`.
@@ -80,18 +84,28 @@ pub fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> b
 #[must_use]
 pub fn is_controlled_by(pod: &Pod, uid: Option<&str>) -> bool {
     uid.is_some()
-        && pod.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true) && Some(o.uid.as_str()) == uid)
+        && pod
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .any(|o| o.controller == Some(true) && Some(o.uid.as_str()) == uid)
 }
 
 /// When the pod became ready; `None` if it is not.
 #[must_use]
 pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let condition = pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == "Ready")?;
-    (condition.status == "True").then(|| condition.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0))
+    (condition.status == "True")
+        .then(|| condition.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0))
 }
 
 fn is_active(pod: &Pod) -> bool {
-    let ended = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Failed" || p == "Succeeded");
+    let ended = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .is_some_and(|p| p == "Failed" || p == "Succeeded");
     pod.metadata.deletion_timestamp.is_none() && !ended
 }
 
@@ -141,7 +155,8 @@ pub fn count(deployment: &Deployment, hash: &str, pods: &[Arc<Pod>], now: Timest
 #[must_use]
 pub fn bounds(deployment: &Deployment) -> (i32, i32) {
     let desired = replicas(deployment);
-    let rolling = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.rolling_update.as_ref());
+    let rolling =
+        deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.rolling_update.as_ref());
     let amount = |value: Option<&IntOrString>, up: bool| {
         let percent = match value {
             Some(IntOrString::Int(number)) => return (*number).max(0),
@@ -174,7 +189,9 @@ pub fn plan(deployment: &Deployment, hash: &str, pods: &[Arc<Pod>], node: &str, 
 
     // Pods that ended for good only occupy their slot.
     plan.delete.extend(
-        pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none() && !is_active(p)).filter_map(|p| p.metadata.name.clone()),
+        pods.iter()
+            .filter(|p| p.metadata.deletion_timestamp.is_none() && !is_active(p))
+            .filter_map(|p| p.metadata.name.clone()),
     );
     let (mut new, mut old): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) =
         pods.iter().filter(|p| is_active(p)).partition(|p| is_of_template(p, hash));
@@ -217,7 +234,9 @@ pub fn plan(deployment: &Deployment, hash: &str, pods: &[Arc<Pod>], node: &str, 
 }
 
 /// Those with the lowest rank go first: not ready before ready, then young before old, then high slots before low.
-fn deletion_rank(pod: &Pod) -> (bool, std::cmp::Reverse<Option<Timestamp>>, std::cmp::Reverse<(usize, &str)>) {
+fn deletion_rank(
+    pod: &Pod,
+) -> (bool, std::cmp::Reverse<Option<Timestamp>>, std::cmp::Reverse<(usize, &str)>) {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     (ready_since(pod).is_some(), std::cmp::Reverse(created), std::cmp::Reverse((name.len(), name)))
@@ -337,7 +356,12 @@ mod tests {
 
     #[test]
     fn scales_down_not_ready_then_young_ones() {
-        let pods = [make("new", 0, true, 0), make("new", 1, false, 0), make("new", 2, true, 5), make("new", 3, true, 1)];
+        let pods = [
+            make("new", 0, true, 0),
+            make("new", 1, false, 0),
+            make("new", 2, true, 5),
+            make("new", 3, true, 1),
+        ];
         assert_eq!(names(&run(&deployment(Some(3)), &pods)).1, ["hello-new-1"]);
         assert_eq!(names(&run(&deployment(Some(2)), &pods)).1, ["hello-new-1", "hello-new-2"]);
         assert_eq!(names(&run(&deployment(Some(0)), &pods)).1.len(), 4);
@@ -365,7 +389,8 @@ mod tests {
     #[test]
     fn recreate_waits_until_the_old_ones_are_gone() {
         let mut deployment = deployment(Some(1));
-        deployment.spec.as_mut().unwrap().strategy = serde_json::from_value(json!({"type": "Recreate"})).unwrap();
+        deployment.spec.as_mut().unwrap().strategy =
+            serde_json::from_value(json!({"type": "Recreate"})).unwrap();
         let old = make("old", 0, true, 0);
         assert_eq!(names(&run(&deployment, std::slice::from_ref(&old))), (vec![], vec!["hello-old-0"]));
         assert_eq!(names(&run(&deployment, &[terminating(&old)])), (vec![], vec![]));

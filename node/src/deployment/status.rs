@@ -37,7 +37,13 @@ pub fn status(
     set(
         &mut conditions,
         if available {
-            condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.", now)
+            condition(
+                "Available",
+                true,
+                "MinimumReplicasAvailable",
+                "Deployment has minimum availability.",
+                now,
+            )
         } else {
             condition(
                 "Available",
@@ -192,7 +198,15 @@ mod tests {
                 .conditions
                 .iter()
                 .flatten()
-                .map(|c| format!("{}={} {} {}", c.type_, c.status, c.reason.as_deref().unwrap(), c.message.as_deref().unwrap()))
+                .map(|c| {
+                    format!(
+                        "{}={} {} {}",
+                        c.type_,
+                        c.status,
+                        c.reason.as_deref().unwrap(),
+                        c.message.as_deref().unwrap()
+                    )
+                })
                 .collect();
             self.0.status = Some(status);
             text
@@ -209,10 +223,16 @@ mod tests {
                 "Progressing=True NewReplicaSetCreated Created new replica set \"d-h\""
             ]
         );
-        assert_eq!(rollout.step("h", 1, 0, 1)[1], "Progressing=True ReplicaSetUpdated ReplicaSet \"d-h\" is progressing.");
+        assert_eq!(
+            rollout.step("h", 1, 0, 1)[1],
+            "Progressing=True ReplicaSetUpdated ReplicaSet \"d-h\" is progressing."
+        );
         let done = rollout.step("h", 1, 1, 2);
         assert_eq!(done[0], "Available=True MinimumReplicasAvailable Deployment has minimum availability.");
-        assert_eq!(done[1], "Progressing=True NewReplicaSetAvailable ReplicaSet \"d-h\" has successfully progressed.");
+        assert_eq!(
+            done[1],
+            "Progressing=True NewReplicaSetAvailable ReplicaSet \"d-h\" has successfully progressed."
+        );
         assert_eq!(deadline(&rollout.0, rollout.0.status.as_ref().unwrap()), None);
         rollout.0.spec.as_mut().unwrap().replicas = Some(0);
         rollout.step("h", 0, 0, 3);
@@ -255,7 +275,10 @@ mod tests {
         let rollout = Rollout::new(1);
         let failed = status(&rollout.0, "h", Counts::default(), Some("quota"), at(0));
         let condition = find(failed.conditions.as_deref().unwrap(), "ReplicaFailure").unwrap();
-        assert_eq!((condition.reason.as_deref(), condition.message.as_deref()), (Some("FailedCreate"), Some("quota")));
+        assert_eq!(
+            (condition.reason.as_deref(), condition.message.as_deref()),
+            (Some("FailedCreate"), Some("quota"))
+        );
         let mut deployment = rollout.0;
         deployment.status = Some(failed);
         let next = status(&deployment, "h", Counts::default(), None, at(1));

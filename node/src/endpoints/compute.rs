@@ -44,7 +44,8 @@ pub fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let status = pod.status.clone().unwrap_or_default();
         let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
-        let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()).and_then(|ip| ip.parse().ok()) else {
+        let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()).and_then(|ip| ip.parse().ok())
+        else {
             continue;
         };
         if ended || (terminating && !publish) || !selects(service, pod) {
@@ -203,7 +204,8 @@ mod tests {
     #[test]
     fn who_does_not_belong() {
         let mut terminating = pod("t", "127.16.0.4", true);
-        terminating.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        terminating.metadata.deletion_timestamp =
+            serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         let mut ended = pod("e", "127.16.0.5", false);
         ended.status.as_mut().unwrap().phase = Some("Failed".into());
         let mut other = pod("o", "127.16.0.6", true);

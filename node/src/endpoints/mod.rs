@@ -101,7 +101,9 @@ impl Controller {
     }
 
     async fn write(&self, key: &Key) -> Result<(), kube::Error> {
-        let Some(service) = self.services.get(key).filter(|s| compute::is_selecting(s)) else { return Ok(()) };
+        let Some(service) = self.services.get(key).filter(|s| compute::is_selecting(s)) else {
+            return Ok(());
+        };
         let mut wanted = compute::endpoints(&service, &self.node.pods.list(&key.namespace));
         let api = Api::<Endpoints>::namespaced(self.node.client.clone(), &key.namespace);
         let mut stored = self.endpoints.get(key);

@@ -102,7 +102,9 @@ impl Graph {
         let mut actions: BTreeSet<Action> = self.dependents_of(uid).flat_map(|d| self.review(d)).collect();
         actions.extend(object.owners.iter().flat_map(|owner| self.review(&owner.uid)));
         if object.is_namespace {
-            actions.extend(self.namespaces.contains_key(&object.name).then(|| Action::Empty(object.name.clone())));
+            actions.extend(
+                self.namespaces.contains_key(&object.name).then(|| Action::Empty(object.name.clone())),
+            );
         } else {
             actions.extend(self.review_namespace(&object.namespace));
         }
@@ -132,7 +134,9 @@ impl Graph {
             if object.is_namespace {
                 actions.extend(self.review_namespace(&object.name));
             }
-        } else if !object.owners.is_empty() && !object.owners.iter().any(|o| self.objects.contains_key(&o.uid)) {
+        } else if !object.owners.is_empty()
+            && !object.owners.iter().any(|o| self.objects.contains_key(&o.uid))
+        {
             actions.push(Action::Collect(uid.to_owned()));
         }
         actions
@@ -142,7 +146,8 @@ impl Graph {
     #[must_use]
     pub fn review_all(&self) -> Vec<Action> {
         let mut actions: BTreeSet<Action> = self.objects.keys().flat_map(|uid| self.review(uid)).collect();
-        let known: BTreeSet<&String> = self.objects.values().filter(|o| o.is_namespace).map(|o| &o.name).collect();
+        let known: BTreeSet<&String> =
+            self.objects.values().filter(|o| o.is_namespace).map(|o| &o.name).collect();
         let lost = self.namespaces.keys().filter(|n| !known.contains(n));
         actions.extend(lost.cloned().map(Action::Empty));
         actions.into_iter().collect()
@@ -261,7 +266,8 @@ mod tests {
     fn a_namespace_is_emptied_then_finished() {
         let mut graph = graph(&[("a", &[]), ("b", &[])]);
         assert_eq!(graph.review_all(), []);
-        let namespace = Object { name: "ns".into(), is_namespace: true, is_deleting: true, ..Object::default() };
+        let namespace =
+            Object { name: "ns".into(), is_namespace: true, is_deleting: true, ..Object::default() };
         graph.put("n", namespace);
         assert_eq!(graph.review("n"), [Action::Delete(uid("a")), Action::Delete(uid("b"))]);
         assert_eq!(graph.remove("a"), [Action::Delete(uid("b"))]);

@@ -45,8 +45,14 @@ pub(crate) async fn run(client: Client, retry: Duration, shutdown: CancellationT
         watches.spawn(follow(at, Api::all_with(client.clone(), &resource.api), sender.clone()));
     }
     drop(sender);
-    let mut collector =
-        Collector { client, resources, graph: Graph::default(), listed: BTreeSet::new(), retry, failed: BTreeMap::new() };
+    let mut collector = Collector {
+        client,
+        resources,
+        graph: Graph::default(),
+        listed: BTreeSet::new(),
+        retry,
+        failed: BTreeMap::new(),
+    };
     loop {
         let next = collector.failed.values().map(|(at, _)| *at).min();
         let actions = tokio::select! {
@@ -76,9 +82,8 @@ async fn discover(client: &Client, mut retry: Duration) -> Vec<Resource> {
                         && supports(verbs::WATCH)
                         && supports(verbs::DELETE)
                 });
-                let resource = |(api, capabilities): (ApiResource, kube::discovery::ApiCapabilities)| Resource {
-                    api,
-                    is_namespaced: capabilities.scope == Scope::Namespaced,
+                let resource = |(api, capabilities): (ApiResource, kube::discovery::ApiCapabilities)| {
+                    Resource { api, is_namespaced: capabilities.scope == Scope::Namespaced }
                 };
                 return usable.map(resource).collect();
             }
@@ -143,7 +148,11 @@ impl Collector {
                 }
                 self.listed.insert(resource);
                 // A list may hide any number of events.
-                return if self.listed.len() == self.resources.len() { self.graph.review_all() } else { Vec::new() };
+                return if self.listed.len() == self.resources.len() {
+                    self.graph.review_all()
+                } else {
+                    Vec::new()
+                };
             }
             Event::Put(resource, object) => {
                 let uid = self.put(resource, *object);
@@ -225,7 +234,8 @@ impl Collector {
             }
             Action::Unblock(uid, finalizer) => {
                 let Some(object) = self.graph.get(uid) else { return Ok(()) };
-                self.edit(object, |meta| meta.finalizers.get_or_insert_default().retain(|f| f != finalizer)).await
+                self.edit(object, |meta| meta.finalizers.get_or_insert_default().retain(|f| f != finalizer))
+                    .await
             }
             Action::Empty(namespace) => {
                 let api = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
@@ -258,7 +268,8 @@ impl Collector {
     async fn exists(&self, namespace: &str, owner: &Owner) -> Result<bool, kube::Error> {
         let kind = self.resources.iter().find(|r| {
             // Another version of the same group is the same object.
-            r.api.kind == owner.kind && r.api.group == owner.api_version.rsplit_once('/').map_or("", |(group, _)| group)
+            r.api.kind == owner.kind
+                && r.api.group == owner.api_version.rsplit_once('/').map_or("", |(group, _)| group)
         });
         let Some(resource) = kind else { return Ok(true) };
         let found = self.api(resource, namespace).get_metadata_opt(&owner.name).await?;

@@ -25,7 +25,8 @@ pub(super) fn main() {
     let stdin = io::stdin();
     // A copy that closes on exec: the helper knows by its end that the program runs.
     let Ok(channel) = stdin.as_fd().try_clone_to_owned() else { return };
-    let Ok(Some((Order::Start(start), Some(output)))) = protocol::receive(channel.as_fd(), &mut Vec::new()) else {
+    let Ok(Some((Order::Start(start), Some(output)))) = protocol::receive(channel.as_fd(), &mut Vec::new())
+    else {
         return;
     };
     let warn = |text: String| {
@@ -66,11 +67,16 @@ fn run(start: &Start, output: fs::File, warn: impl Fn(String)) -> String {
         }
     }
     let Ok(stderr) = output.try_clone() else { return "no descriptor for the output".to_owned() };
-    let mut command = Command::new(if start.program.is_none() { Path::new("/proc/self/exe") } else { &program });
+    let mut command =
+        Command::new(if start.program.is_none() { Path::new("/proc/self/exe") } else { &program });
     command.arg0(start.program.as_deref().unwrap_or("ember"));
     command.args(&start.args).env_clear().envs(start.env.iter().map(|(n, v)| (n, v))).current_dir(dir);
     if let Some(identity) = identity {
-        let _ = nix::unistd::fchown(&output, Some(Uid::from_raw(identity.uid)), Some(Gid::from_raw(identity.gid)));
+        let _ = nix::unistd::fchown(
+            &output,
+            Some(Uid::from_raw(identity.uid)),
+            Some(Gid::from_raw(identity.gid)),
+        );
         command.gid(identity.gid).uid(identity.uid);
     }
     command.stdin(Stdio::null()).stdout(output).stderr(stderr);
@@ -115,7 +121,8 @@ fn reason(error: &io::Error) -> String {
 
 fn names_relative_path(start: &Start) -> bool {
     let relative = |text: &str| !text.starts_with('/') && Path::new(&start.dir).join(text).exists();
-    start.program.as_deref().is_some_and(|p| p.contains('/') && relative(p)) || start.args.iter().any(|a| relative(a))
+    start.program.as_deref().is_some_and(|p| p.contains('/') && relative(p))
+        || start.args.iter().any(|a| relative(a))
 }
 
 /// The first thing that the start needs and the user cannot reach: the directory, the program, files among the

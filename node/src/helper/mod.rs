@@ -169,7 +169,8 @@ impl Helper {
 
     /// Takes one order; false when Ember is gone.
     fn obey(&mut self) -> io::Result<bool> {
-        let Some((order, output)) = protocol::receive::<Order>(self.control.as_fd(), &mut self.buffer)? else {
+        let Some((order, output)) = protocol::receive::<Order>(self.control.as_fd(), &mut self.buffer)?
+        else {
             return Ok(false);
         };
         match order {
@@ -257,7 +258,9 @@ impl Helper {
                 let (id, launcher) = self.launching.swap_remove(at);
                 self.hear(id, &launcher, true)?;
             }
-            let Some(id) = self.running.iter().find(|(_, r)| r.leader == pid).map(|(id, _)| *id) else { continue };
+            let Some(id) = self.running.iter().find(|(_, r)| r.leader == pid).map(|(id, _)| *id) else {
+                continue;
+            };
             if let Some(running) = self.running.remove(&id) {
                 self.end_session(&running);
             }
@@ -267,7 +270,8 @@ impl Helper {
 
     /// Kills a session: its members, their descendants, and what left it but carries its mark.
     fn end_session(&self, running: &Running) {
-        let others = self.running.values().map(|r| r.leader).filter(|leader| *leader != running.leader).collect();
+        let others =
+            self.running.values().map(|r| r.leader).filter(|leader| *leader != running.leader).collect();
         // Whoever forks while it is being killed is found in a later round.
         for _ in 0..8 {
             let family = process_tree::family(Pid::this(), running.leader, &running.mark, &others);

@@ -32,14 +32,14 @@ pub(super) fn descendants(root: Pid) -> Vec<Process> {
 pub(super) fn family(root: Pid, leader: Pid, mark: &str, others: &BTreeSet<Pid>) -> Vec<Pid> {
     let all = descendants(root);
     let detached = |p: &Process| p.parent == root && !others.contains(&p.session) && is_marked(p.pid, mark);
-    let mut family: BTreeSet<Pid> = all
-        .iter()
-        .filter(|p| p.pid == leader || p.session == leader || detached(p))
-        .map(|p| p.pid)
-        .collect();
+    let mut family: BTreeSet<Pid> =
+        all.iter().filter(|p| p.pid == leader || p.session == leader || detached(p)).map(|p| p.pid).collect();
     loop {
-        let more: Vec<Pid> =
-            all.iter().filter(|p| family.contains(&p.parent) && !family.contains(&p.pid)).map(|p| p.pid).collect();
+        let more: Vec<Pid> = all
+            .iter()
+            .filter(|p| family.contains(&p.parent) && !family.contains(&p.pid))
+            .map(|p| p.pid)
+            .collect();
         if more.is_empty() {
             return family.into_iter().collect();
         }
@@ -59,7 +59,9 @@ fn children(parent: Pid) -> Vec<Pid> {
     let mut found = Vec::new();
     for thread in threads {
         match fs::read_to_string(thread.path().join("children")) {
-            Ok(list) => found.extend(list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw)),
+            Ok(list) => {
+                found.extend(list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw))
+            }
             // A kernel without these files.
             Err(_) => return all().into_iter().filter(|p| p.parent == parent).map(|p| p.pid).collect(),
         }
@@ -69,7 +71,10 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter_map(|n| read(Pid::from_raw(n))).collect()
+    entries
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter_map(|n| read(Pid::from_raw(n)))
+        .collect()
 }
 
 fn read(pid: Pid) -> Option<Process> {
@@ -83,7 +88,11 @@ fn parse(pid: Pid, stat: &str) -> Option<Process> {
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
-    (state != "Z" && state != "X").then_some(Process { pid, parent: Pid::from_raw(parent), session: Pid::from_raw(session) })
+    (state != "Z" && state != "X").then_some(Process {
+        pid,
+        parent: Pid::from_raw(parent),
+        session: Pid::from_raw(session),
+    })
 }
 
 #[cfg(test)]

@@ -32,8 +32,11 @@ pub(crate) fn test_app() {
         let mut stream = stream;
         let mut buffer = [0; 1024];
         let _ = stream.read(&mut buffer);
-        let status = if std::path::Path::new(&std::env::var("SICK").unwrap_or_default()).exists() { 500 } else { 200 };
-        let _ = stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").as_bytes());
+        let status =
+            if std::path::Path::new(&std::env::var("SICK").unwrap_or_default()).exists() { 500 } else { 200 };
+        let _ = stream.write_all(
+            format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").as_bytes(),
+        );
     }
 }
 
@@ -45,14 +48,22 @@ struct TestSidecar {
 
 impl Sidecar for TestSidecar {
     fn start(&self, spec: SidecarSpec) -> Result<SidecarHandle, String> {
-        let port: u16 = spec.env.iter().find(|(n, _)| n == "USER_PORT").ok_or("no USER_PORT")?.1.parse().map_err(|_| "USER_PORT")?;
+        let port: u16 = spec
+            .env
+            .iter()
+            .find(|(n, _)| n == "USER_PORT")
+            .ok_or("no USER_PORT")?
+            .1
+            .parse()
+            .map_err(|_| "USER_PORT")?;
         let ip = spec.pod_ip;
         self.started.send_modify(|started| started.push(spec));
         let (sender, readiness) = watch::channel(false);
         let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
         let (draining, killed, release) = (drain.clone(), kill.clone(), self.release.clone());
         let task = tokio::spawn(async move {
-            let _own_address = std::net::TcpListener::bind(SocketAddr::new(ip, 8012)).map_err(|e| e.to_string())?;
+            let _own_address =
+                std::net::TcpListener::bind(SocketAddr::new(ip, 8012)).map_err(|e| e.to_string())?;
             let ready = async {
                 while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -229,7 +240,8 @@ fn app_status(pods: &[Pod]) -> Option<Value> {
 
 fn ips(endpoints: &Endpoints, ready: bool) -> Vec<String> {
     let subsets = endpoints.subsets.iter().flatten();
-    let lists = subsets.filter_map(|s| if ready { s.addresses.as_ref() } else { s.not_ready_addresses.as_ref() });
+    let lists =
+        subsets.filter_map(|s| if ready { s.addresses.as_ref() } else { s.not_ready_addresses.as_ref() });
     lists.flatten().map(|a| a.ip.clone()).collect()
 }
 
@@ -259,7 +271,11 @@ pub(crate) async fn a_deployment_becomes_ready_endpoints_and_goes() {
     let specs = cluster.sidecars.borrow().clone();
     let env = |spec: &SidecarSpec, name: &str| spec.env.iter().find(|(n, _)| n == name).unwrap().1.clone();
     assert_ne!(env(&specs[0], "USER_PORT"), env(&specs[1], "USER_PORT"));
-    assert!(specs.iter().all(|s| env(s, "SERVING_POD") == s.pod && env(s, "SERVING_POD_IP") == s.pod_ip.to_string()));
+    assert!(
+        specs
+            .iter()
+            .all(|s| env(s, "SERVING_POD") == s.pod && env(s, "SERVING_POD_IP") == s.pod_ip.to_string())
+    );
     let declared = pods[0].spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap()[0].container_port;
     assert_eq!(declared, 8080, "the Pod object keeps what was declared");
     let status = cluster.api::<Deployment>().get("hello").await.unwrap().status.unwrap();
@@ -280,7 +296,10 @@ pub(crate) async fn a_deployment_becomes_ready_endpoints_and_goes() {
     .await;
     assert_eq!(deployment.status.unwrap().ready_replicas, None);
     cluster.api::<Service>().delete("hello", &DeleteParams::default()).await.unwrap();
-    eventually("endpoints deleted", async || cluster.api::<Endpoints>().get_opt("hello").await.unwrap().is_none().then_some(())).await;
+    eventually("endpoints deleted", async || {
+        cluster.api::<Endpoints>().get_opt("hello").await.unwrap().is_none().then_some(())
+    })
+    .await;
     cluster.stop().await;
 }
 
@@ -290,7 +309,11 @@ pub(crate) async fn a_crash_loop_is_told_as_kubernetes_does() {
         "env": [{"name": "PORT", "value": "8080"}, {"name": "REASON", "value": "port $(PORT)"}]});
     cluster.deploy("crash", 1, app).await;
     let pods = cluster
-        .pods("a crash loop", |pods| app_status(pods).is_some_and(|s| s["state"]["waiting"]["reason"] == "CrashLoopBackOff" && s["restartCount"].as_i64() >= Some(2)))
+        .pods("a crash loop", |pods| {
+            app_status(pods).is_some_and(|s| {
+                s["state"]["waiting"]["reason"] == "CrashLoopBackOff" && s["restartCount"].as_i64() >= Some(2)
+            })
+        })
         .await;
     let status = app_status(&pods).unwrap();
     let last = &status["lastState"]["terminated"];
@@ -309,9 +332,14 @@ pub(crate) async fn what_cannot_run_says_why() {
         cluster.deploy(name, 1, app).await;
         let message = eventually(reason, async || {
             let pods = cluster.api::<Pod>().list(&Default::default()).await.unwrap().items;
-            let own: Vec<Pod> = pods.into_iter().filter(|p| p.metadata.name.as_ref().unwrap().starts_with(name)).collect();
+            let own: Vec<Pod> =
+                pods.into_iter().filter(|p| p.metadata.name.as_ref().unwrap().starts_with(name)).collect();
             let status = app_status(&own)?;
-            let all = [&status["state"]["waiting"], &status["state"]["terminated"], &status["lastState"]["terminated"]];
+            let all = [
+                &status["state"]["waiting"],
+                &status["state"]["terminated"],
+                &status["lastState"]["terminated"],
+            ];
             all.into_iter().find(|s| s["reason"] == reason).map(|s| s["message"].as_str().unwrap().to_owned())
         })
         .await;
@@ -333,7 +361,10 @@ pub(crate) async fn what_cannot_run_says_why() {
 
 pub(crate) async fn an_unhealthy_container_is_restarted() {
     let cluster = Cluster::start().await;
-    let sick = cluster._data.path().join("sick");
+    // The app runs as a user of its own, who has to see the file.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let sick = folder.path().join("sick");
     let app = json!({
         "env": [{"name": "PORT", "value": "8080"}, {"name": "SICK", "value": sick}],
         "startupProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
@@ -364,7 +395,10 @@ pub(crate) async fn termination_waits_for_the_sidecar() {
     .await;
     let draining = cluster.api::<Pod>().list(&Default::default()).await.unwrap().items;
     assert!(draining[0].metadata.deletion_timestamp.is_some());
-    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "the app serves until the sidecar has drained");
+    assert!(
+        std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        "the app serves until the sidecar has drained"
+    );
     // A new pod does not take the draining one's name.
     cluster.scale("drain", 1).await;
     let both = cluster.pods("another pod", |pods| pods.len() == 2 && pods.iter().any(is_ready)).await;
@@ -380,14 +414,16 @@ pub(crate) async fn a_new_template_replaces_the_old_one() {
     cluster.deploy("roll", 2, json!({})).await;
     let old = cluster.pods("two ready pods", |pods| pods.len() == 2 && pods.iter().all(is_ready)).await;
     let mut next = deployment("roll", 2, json!({"args": [TEST_APP, "again"]}));
-    next.metadata.resource_version = cluster.api::<Deployment>().get("roll").await.unwrap().metadata.resource_version;
+    next.metadata.resource_version =
+        cluster.api::<Deployment>().get("roll").await.unwrap().metadata.resource_version;
     cluster.api::<Deployment>().replace("roll", &PostParams::default(), &next).await.unwrap();
     let label = |pod: &Pod| pod.metadata.labels.as_ref().unwrap()["pod-template-hash"].clone();
     let hash = label(&old[0]);
     let mut fewest = usize::MAX;
     eventually("two new ready pods", async || {
         let pods = cluster.api::<Pod>().list(&Default::default()).await.unwrap().items;
-        fewest = fewest.min(pods.iter().filter(|p| is_ready(p) && p.metadata.deletion_timestamp.is_none()).count());
+        fewest = fewest
+            .min(pods.iter().filter(|p| is_ready(p) && p.metadata.deletion_timestamp.is_none()).count());
         (pods.len() == 2 && pods.iter().all(|p| is_ready(p) && label(p) != hash)).then_some(())
     })
     .await;
@@ -406,9 +442,13 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
         .unwrap()
     };
     let maps = cluster.api::<ConfigMap>();
-    maps.create(&PostParams::default(), &map("child", created.metadata.uid.as_deref().unwrap())).await.unwrap();
+    maps.create(&PostParams::default(), &map("child", created.metadata.uid.as_deref().unwrap()))
+        .await
+        .unwrap();
     maps.create(&PostParams::default(), &map("stray", "another-uid")).await.unwrap();
-    let absent = async |name: &str| eventually(name, async || maps.get_opt(name).await.unwrap().is_none().then_some(())).await;
+    let absent = async |name: &str| {
+        eventually(name, async || maps.get_opt(name).await.unwrap().is_none().then_some(())).await
+    };
     absent("stray").await;
     cluster.pods("ready", |pods| pods.iter().any(is_ready)).await;
     assert!(maps.get_opt("child").await.unwrap().is_some());
@@ -417,11 +457,17 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
     cluster.pods("no pods", <[Pod]>::is_empty).await;
 
     let created = cluster.deploy("owner", 1, json!({})).await;
-    maps.create(&PostParams::default(), &map("child", created.metadata.uid.as_deref().unwrap())).await.unwrap();
+    maps.create(&PostParams::default(), &map("child", created.metadata.uid.as_deref().unwrap()))
+        .await
+        .unwrap();
     cluster.pods("ready", |pods| pods.iter().any(is_ready)).await;
-    let foreground = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
+    let foreground =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
     cluster.api::<Deployment>().delete("owner", &foreground).await.unwrap();
-    eventually("the owner goes last", async || cluster.api::<Deployment>().get_opt("owner").await.unwrap().is_none().then_some(())).await;
+    eventually("the owner goes last", async || {
+        cluster.api::<Deployment>().get_opt("owner").await.unwrap().is_none().then_some(())
+    })
+    .await;
     assert!(maps.get_opt("child").await.unwrap().is_none());
     assert!(cluster.api::<Pod>().list(&Default::default()).await.unwrap().items.is_empty());
 
@@ -432,7 +478,10 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
     let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "m"}})).unwrap();
     team.create(&PostParams::default(), &map).await.unwrap();
     namespaces.delete("team", &DeleteParams::default()).await.unwrap();
-    eventually("the namespace goes", async || namespaces.get_opt("team").await.unwrap().is_none().then_some(())).await;
+    eventually("the namespace goes", async || {
+        namespaces.get_opt("team").await.unwrap().is_none().then_some(())
+    })
+    .await;
     assert!(team.list(&Default::default()).await.unwrap().items.is_empty());
     cluster.stop().await;
 }
@@ -440,7 +489,7 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
 pub(crate) async fn shutdown_ends_every_process() {
     let cluster = Cluster::start().await;
     cluster.deploy("a", 2, json!({})).await;
-    let deaf = json!({"command": ["sh", "-c", "trap '' TERM; echo pid $$; while :; do sleep 0.05; done"], "args": []});
+    let deaf = json!({"command": ["sh", "-c", "trap '' TERM; echo pid $$$$; while :; do sleep 0.05; done"], "args": []});
     cluster.deploy("deaf", 1, deaf).await;
     let pods = cluster
         .pods("running", |pods| {
@@ -470,6 +519,16 @@ pub(crate) async fn two_nodes_run_side_by_side() {
         cluster.pods("three ready pods", |pods| pods.len() == 3 && pods.iter().all(is_ready)).await;
     }
     one.stop().await;
-    assert_eq!(two.api::<Pod>().list(&Default::default()).await.unwrap().items.iter().filter(|p| is_ready(p)).count(), 3);
+    assert_eq!(
+        two.api::<Pod>()
+            .list(&Default::default())
+            .await
+            .unwrap()
+            .items
+            .iter()
+            .filter(|p| is_ready(p))
+            .count(),
+        3
+    );
     two.stop().await;
 }

@@ -52,7 +52,9 @@ fn main() {
     let listing = std::env::args().any(|a| a == "--list");
     let mut failed = Vec::new();
     let mut ran = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| filter.as_ref().is_none_or(|f| name.contains(f.as_str()))) {
+    for (name, test) in
+        TESTS.iter().filter(|(name, _)| filter.as_ref().is_none_or(|f| name.contains(f.as_str())))
+    {
         if listing {
             println!("{name}: test");
             continue;
@@ -61,7 +63,8 @@ fn main() {
         let began = Instant::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let run = || {
-            let limited = async { tokio::time::timeout(Duration::from_secs(60), test()).await.expect("in time") };
+            let limited =
+                async { tokio::time::timeout(Duration::from_secs(60), test()).await.expect("in time") };
             runtime.block_on(limited);
         };
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));

@@ -57,7 +57,9 @@ pub(crate) async fn gone(pid: i32) {
 
 pub(crate) async fn runs_with_the_declared_environment_and_its_own_session() {
     let runtime = runtime();
-    let mut start = shell("env | sort; ls /proc/self/fd; cat; ps -o sid= -p $$; echo $$; grep NoNewPrivs /proc/$$/status; grep SigBlk /proc/$$/status; pwd; echo error >&2");
+    let mut start = shell(
+        "env | sort; ls /proc/self/fd; cat; ps -o sid= -p $$; echo $$; grep NoNewPrivs /proc/$$/status; grep SigBlk /proc/$$/status; pwd; echo error >&2",
+    );
     start.env.push(("A B".into(), "x=y\nz".into()));
     let host = start.env[1].1.clone();
     let (text, code) = run(&runtime, start).await;
@@ -103,7 +105,10 @@ pub(crate) async fn tells_exit_codes_and_signals() {
     assert_eq!(run(&runtime, shell("kill -9 $$")).await.1, 137);
     let large = format!("printf %s {} | wc -c", "x".repeat(100_000));
     assert_eq!(run(&runtime, shell(&large)).await.0.trim(), "100000");
-    let polite = runtime.start(shell("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done")).await.unwrap();
+    let polite = runtime
+        .start(shell("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done"))
+        .await
+        .unwrap();
     let Process { id, output, exit, .. } = polite;
     let mut lines = BufReader::new(output).lines();
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("up"));
