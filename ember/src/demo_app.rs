@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -28,6 +29,27 @@ const LARGEST_BLOAT: u64 = 1024;
 /// The longest a request may sleep, in milliseconds.
 const LONGEST_SLEEP: u64 = 600_000;
 
+/// How many requests the app was working on, this one included, when it took this one: to watch limits and spread.
+const IN_FLIGHT: http::HeaderName = http::HeaderName::from_static("demo-in-flight");
+
+/// A request that the app works on.
+struct InFlight {
+    count: Arc<AtomicU64>,
+    most: u64,
+}
+
+impl InFlight {
+    fn enter(count: &Arc<AtomicU64>) -> Self {
+        Self { most: count.fetch_add(1, Ordering::Relaxed) + 1, count: Arc::clone(count) }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What the app does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum App {
@@ -40,11 +62,15 @@ pub(crate) enum App {
 /// Serves until SIGTERM.
 pub(crate) fn run(app: App) -> anyhow::Result<()> {
     let port = match std::env::var("PORT") {
-        Ok(port) => port.parse::<u16>().with_context(|| format!("PORT must be a port number, not {port:?}"))?,
+        Ok(port) => {
+            port.parse::<u16>().with_context(|| format!("PORT must be a port number, not {port:?}"))?
+        }
         Err(_) => 8080,
     };
     let host = match std::env::var("HOST") {
-        Ok(host) => host.parse::<IpAddr>().with_context(|| format!("HOST must be an IP address, not {host:?}"))?,
+        Ok(host) => {
+            host.parse::<IpAddr>().with_context(|| format!("HOST must be an IP address, not {host:?}"))?
+        }
         Err(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
     let target = std::env::var("TARGET").unwrap_or_else(|_| "World".to_owned());
@@ -57,6 +83,7 @@ async fn serve(app: App, host: IpAddr, port: u16, target: Arc<str>) -> anyhow::R
     let listener =
         TcpListener::bind((host, port)).await.with_context(|| format!("cannot listen on {host}:{port}"))?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let in_flight = Arc::new(AtomicU64::new(0));
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -66,11 +93,15 @@ async fn serve(app: App, host: IpAddr, port: u16, target: Arc<str>) -> anyhow::R
             },
             _ = terminate.recv() => break,
         };
-        let (stop, target) = (stop.clone(), Arc::clone(&target));
+        let (stop, target, in_flight) = (stop.clone(), Arc::clone(&target), Arc::clone(&in_flight));
         tasks.spawn(async move {
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let target = Arc::clone(&target);
-                async move { Ok::<_, Infallible>(answer(app, &target, request.uri().query().unwrap_or("")).await) }
+                let (target, entered) = (Arc::clone(&target), InFlight::enter(&in_flight));
+                async move {
+                    let mut response = answer(app, &target, request.uri().query().unwrap_or("")).await;
+                    response.headers_mut().insert(IN_FLIGHT, entered.most.into());
+                    Ok::<_, Infallible>(response)
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -177,7 +208,9 @@ mod tests {
     #[test]
     fn parameters_are_checked_by_name() {
         assert_eq!(parameters("sleep=5&prime=10").unwrap(), HashMap::from([("sleep", 5), ("prime", 10)]));
-        for (query, part) in [("sleep=x", "sleep must be"), ("bloat=99999", "0 to 1024"), ("nap=1", "\"nap\"")] {
+        for (query, part) in
+            [("sleep=x", "sleep must be"), ("bloat=99999", "0 to 1024"), ("nap=1", "\"nap\"")]
+        {
             let error = parameters(query).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }

@@ -97,7 +97,8 @@ pub(crate) async fn wait_ready(
     if !manifest.api_version().starts_with("serving.knative.dev/") {
         return Ok(());
     }
-    let path = collection.path(Some(manifest.namespace().unwrap_or(default_namespace)), Some(manifest.name()));
+    let path =
+        collection.path(Some(manifest.namespace().unwrap_or(default_namespace)), Some(manifest.name()));
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
     loop {
         let live = send(client, Method::GET, &path, "application/json", None).await?;
@@ -108,7 +109,9 @@ pub(crate) async fn wait_ready(
             Some((Some("True"), _)) => return Ok(()),
             Some((Some("False"), why)) => anyhow::bail!("{manifest} is not ready: {why}"),
             _ if tokio::time::Instant::now() > deadline => {
-                anyhow::bail!("{manifest} is not ready after {READY_WITHIN:?}; its next version is applied anyway")
+                anyhow::bail!(
+                    "{manifest} is not ready after {READY_WITHIN:?}; its next version is applied anyway"
+                )
             }
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }

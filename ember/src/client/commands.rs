@@ -31,7 +31,8 @@ pub(crate) async fn run_apply(kubeconfig: PathBuf, files: &[PathBuf], namespace:
                 writeln!(std::io::stderr(), "error: {}", describe(&error))?;
             }
         }
-        let again = |later: &manifest::Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
+        let again =
+            |later: &manifest::Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
         if manifests[index + 1..].iter().any(again)
             && let Err(error) = wait_ready(&client, &resources, manifest, namespace).await
         {
@@ -71,8 +72,12 @@ pub(crate) async fn run_get(
             let answer = fetch(&client, &path, table).await?;
             say(table_text(&answer, output == Output::Wide, namespace.is_none()).trim_end())
         }
-        Output::Yaml => say(serde_norway::to_string(&fetch(&client, &path, "application/json").await?)?.trim_end()),
-        Output::Json => say(&serde_json::to_string_pretty(&fetch(&client, &path, "application/json").await?)?),
+        Output::Yaml => {
+            say(serde_norway::to_string(&fetch(&client, &path, "application/json").await?)?.trim_end())
+        }
+        Output::Json => {
+            say(&serde_json::to_string_pretty(&fetch(&client, &path, "application/json").await?)?)
+        }
     }
 }
 
@@ -112,7 +117,8 @@ pub(crate) async fn run_logs(
         None => {
             let selector = format!("serving.knative.dev/service={name}");
             let list = pods.list(&kube::api::ListParams::default().labels(&selector)).await.map_err(plain)?;
-            let newest = list.items.into_iter().max_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|t| t.0));
+            let newest =
+                list.items.into_iter().max_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|t| t.0));
             newest.with_context(|| {
                 format!("no pod {name:?} and no running pod of a service {name:?} in namespace {namespace:?}")
             })?

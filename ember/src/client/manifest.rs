@@ -57,7 +57,8 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Manifest>> {
     }
     let mut manifests = Vec::new();
     for file in files(path)? {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         manifests.extend(parse(&file.display().to_string(), &text)?);
     }
     Ok(manifests)
@@ -88,8 +89,10 @@ pub(crate) fn parse(source: &str, text: &str) -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for (index, document) in serde_norway::Deserializer::from_str(text).enumerate() {
         let place = format!("{source}, document {}", index + 1);
-        let value = serde_norway::Value::deserialize(document).with_context(|| format!("{place}: not valid YAML"))?;
-        let value: Value = serde_json::to_value(value).with_context(|| format!("{place}: not a Kubernetes object"))?;
+        let value =
+            serde_norway::Value::deserialize(document).with_context(|| format!("{place}: not valid YAML"))?;
+        let value: Value =
+            serde_json::to_value(value).with_context(|| format!("{place}: not a Kubernetes object"))?;
         match value {
             Value::Null => {}
             Value::Object(mut list) if list.get("kind").is_some_and(|k| k == "List") => {

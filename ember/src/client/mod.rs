@@ -15,7 +15,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 /// The folder Ember keeps its state in unless told otherwise: `$XDG_DATA_HOME/ember`, or `~/.local/share/ember`.
 pub(crate) fn default_data_dir() -> PathBuf {
     let base = std::env::var_os("XDG_DATA_HOME").filter(|v| !v.is_empty()).map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").filter(|v| !v.is_empty()).map(|home| PathBuf::from(home).join(".local/share"))
+        std::env::var_os("HOME")
+            .filter(|v| !v.is_empty())
+            .map(|home| PathBuf::from(home).join(".local/share"))
     });
     base.unwrap_or_else(|| PathBuf::from(".")).join("ember")
 }
@@ -26,8 +28,9 @@ pub(crate) fn default_data_dir() -> PathBuf {
 /// When the file cannot be read or does not describe a reachable configuration.
 pub(crate) async fn connect(kubeconfig: &Path) -> anyhow::Result<Client> {
     let file = kubeconfig.display();
-    let content = Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot use {file}: is `ember up` running? (--kubeconfig names another file)"))?;
+    let content = Kubeconfig::read_from(kubeconfig).with_context(|| {
+        format!("cannot use {file}: is `ember up` running? (--kubeconfig names another file)")
+    })?;
     let config = kube::Config::from_custom_kubeconfig(content, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("{file} is not a usable kubeconfig"))?;

@@ -76,7 +76,8 @@ impl Resources {
         let name = name.to_lowercase();
         let (short, group) = name.split_once('.').unwrap_or((&name, ""));
         let found = self.0.iter().find(|c| {
-            let of_group = group.is_empty() || c.group_version.split_once('/').is_some_and(|(g, _)| g == group);
+            let of_group =
+                group.is_empty() || c.group_version.split_once('/').is_some_and(|(g, _)| g == group);
             of_group && c.names.iter().any(|n| n == short)
         });
         found.with_context(|| format!("the server doesn't have a resource type {name:?}"))

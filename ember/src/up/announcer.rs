@@ -63,7 +63,9 @@ fn state(service: &Service) -> Option<Said> {
 
 fn ready(key: &Key, url: &str, gateway: SocketAddr) -> String {
     let host = url.trim_start_matches("http://").split([':', '/']).next().unwrap_or_default();
-    format!("service {key} is ready at {url}\n  (where {host} does not resolve: curl -H 'Host: {host}' http://{gateway})")
+    format!(
+        "service {key} is ready at {url}\n  (where {host} does not resolve: curl -H 'Host: {host}' http://{gateway})"
+    )
 }
 
 fn say(line: &str) {

@@ -120,7 +120,8 @@ struct Instance {
 impl Instance {
     async fn start(options: &Up, workers: Workers, files: u64) -> anyhow::Result<Self> {
         let data_dir = options.data_dir.clone().unwrap_or_else(crate::client::default_data_dir);
-        let config = ember_apiserver::Config::new(&data_dir);
+        let mut config = ember_apiserver::Config::new(&data_dir);
+        config.admission = Arc::new(ember_apiserver::KnativeAdmission::new());
         let server = ApiServer::open(config)?;
         let client = server.client();
         let claim = Block::claim().context("cannot claim addresses for pods")?;
@@ -132,7 +133,10 @@ impl Instance {
         let network: SharedNetwork =
             Arc::new(ClusterNetwork::new(CLUSTER_DOMAIN, services.clone(), endpoints.clone()));
         let gateway = network.open(options.http).with_context(|| {
-            format!("cannot listen on {} (--http): is another program, or another ember, there?", options.http)
+            format!(
+                "cannot listen on {} (--http): is another program, or another ember, there?",
+                options.http
+            )
         })?;
         let listener = tokio::net::TcpListener::bind(options.api)
             .await
@@ -347,7 +351,8 @@ async fn apply_all(client: &Client, manifests: &[Manifest]) -> anyhow::Result<()
         writeln!(std::io::stdout(), "{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name())?;
         let again = |later: &Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
         if manifests[index + 1..].iter().any(again)
-            && let Err(error) = crate::client::apply::wait_ready(client, &resources, manifest, "default").await
+            && let Err(error) =
+                crate::client::apply::wait_ready(client, &resources, manifest, "default").await
         {
             writeln!(std::io::stderr(), "warning: {}", describe(&error))?;
         }

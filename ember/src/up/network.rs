@@ -59,7 +59,8 @@ impl ClusterNetwork {
         let mut host = host.to_owned();
         for _ in 0..MOST_ALIASES {
             let Some((name, namespace)) = self.service_of(&host) else { return Ok(None) };
-            let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no Service {namespace}/{name}"));
+            let unknown =
+                || io::Error::new(io::ErrorKind::NotFound, format!("no Service {namespace}/{name}"));
             let service = self.services.get(namespace, name).ok_or_else(unknown)?;
             let alias = service.spec.as_ref().and_then(|spec| spec.external_name.clone());
             let Some(alias) = alias else {
@@ -93,7 +94,9 @@ fn addresses(service: &Service, endpoints: &Endpoints, port: u16) -> Vec<SocketA
         let by_name = numbers.find(|p| p.name.as_deref().unwrap_or("") == name).map(|p| p.port);
         let number = by_name.and_then(|p| u16::try_from(p).ok()).or(fixed);
         let ips = subset.addresses.iter().flatten().filter_map(|a| a.ip.parse::<IpAddr>().ok());
-        found.extend(number.into_iter().flat_map(|number| ips.clone().map(move |ip| SocketAddr::new(ip, number))));
+        found.extend(
+            number.into_iter().flat_map(|number| ips.clone().map(move |ip| SocketAddr::new(ip, number))),
+        );
     }
     found
 }

@@ -30,7 +30,8 @@ impl PodLogs for NodeLogs {
 fn translate(options: LogOptions) -> Result<ember_node::LogOptions, LogError> {
     let since = match (options.since_time, options.since_seconds) {
         (Some(time), _) => Some(
-            time.parse::<Timestamp>().map_err(|e| LogError::Unavailable(format!("invalid sinceTime {time:?}: {e}")))?,
+            time.parse::<Timestamp>()
+                .map_err(|e| LogError::Unavailable(format!("invalid sinceTime {time:?}: {e}")))?,
         ),
         (None, Some(seconds)) => {
             let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);

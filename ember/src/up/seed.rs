@@ -27,18 +27,39 @@ fn declarations() -> Vec<(&'static str, Value)> {
     let mut objects = vec![
         ("/api/v1/namespaces", namespace("default")),
         ("/api/v1/namespaces", namespace("knative-serving")),
-        (maps, config_map("config-autoscaler", &json!({"allow-zero-initial-scale": "true"}))),
+        (
+            maps,
+            config_map(
+                "config-autoscaler",
+                &json!({
+                    "allow-zero-initial-scale": "true",
+                    // An upper bound for routing to let go of a pod, which takes milliseconds in one process.
+                    "scale-to-zero-grace-period": "6s",
+                }),
+            ),
+        ),
         (maps, config_map("config-domain", &json!({"localhost": ""}))),
         (maps, config_map("config-network", &json!({"ingress-class": INGRESS_CLASS}))),
         // The sidecar is part of this program; the name is what pods show.
-        (maps, config_map("config-deployment", &json!({
-            "queue-sidecar-image": "dev.local/queue-proxy",
-            "registries-skipping-tag-resolving": "kind.local,ko.local,dev.local",
-        }))),
+        (
+            maps,
+            config_map(
+                "config-deployment",
+                &json!({
+                    "queue-sidecar-image": "dev.local/queue-proxy",
+                    "registries-skipping-tag-resolving": "kind.local,ko.local,dev.local",
+                }),
+            ),
+        ),
     ];
-    for name in
-        ["config-defaults", "config-features", "config-gc", "config-logging", "config-observability", "config-leader-election"]
-    {
+    for name in [
+        "config-defaults",
+        "config-features",
+        "config-gc",
+        "config-logging",
+        "config-observability",
+        "config-leader-election",
+    ] {
         objects.push((maps, config_map(name, &json!({}))));
     }
     objects
@@ -47,9 +68,12 @@ fn declarations() -> Vec<(&'static str, Value)> {
 /// The Service and Endpoints of a component of this process.
 fn component(name: &str, ip: IpAddr, ports: &[(&str, u16, u16)]) -> [(&'static str, Value); 2] {
     let metadata = json!({"name": name, "namespace": "knative-serving"});
-    let service: Vec<Value> =
-        ports.iter().map(|(name, port, target)| json!({"name": name, "port": port, "targetPort": target})).collect();
-    let endpoints: Vec<Value> = ports.iter().map(|(name, _, target)| json!({"name": name, "port": target})).collect();
+    let service: Vec<Value> = ports
+        .iter()
+        .map(|(name, port, target)| json!({"name": name, "port": port, "targetPort": target}))
+        .collect();
+    let endpoints: Vec<Value> =
+        ports.iter().map(|(name, _, target)| json!({"name": name, "port": target})).collect();
     [
         (
             "/api/v1/namespaces/knative-serving/services",

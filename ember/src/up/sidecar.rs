@@ -39,7 +39,8 @@ impl Sidecar for InProcess {
             // Nobody may be waiting any more.
             let _ = end.send(result);
         });
-        let stopped = ended.map(|result| result.unwrap_or_else(|_| Err("the sidecar's task failed".to_owned())));
+        let stopped =
+            ended.map(|result| result.unwrap_or_else(|_| Err("the sidecar's task failed".to_owned())));
         Ok(SidecarHandle { readiness, drain, kill, stopped: stopped.boxed() })
     }
 }
