@@ -180,13 +180,13 @@ fn config_map(object: &Value) -> Result<(), Denied> {
     let mut configs = Configs::default();
     let parsed = configs.set(name, &data);
     let shipped = meta["annotations"][example::CHECKSUM_ANNOTATION].as_str();
-    if let (Some(text), Some(shipped), true) = (data.get(example::KEY), shipped, parsed != Ok(false)) {
-        if example::checksum(text) != shipped {
-            return Err(denied(
-                &"the update modifies a key in \"_example\" which is probably not what you want. Instead, copy the \
+    if let (Some(text), Some(shipped), true) = (data.get(example::KEY), shipped, parsed != Ok(false))
+        && example::checksum(text) != shipped
+    {
+        return Err(denied(
+            &"the update modifies a key in \"_example\" which is probably not what you want. Instead, copy the \
                   respective setting to the top-level of the ConfigMap, directly below \"data\"",
-            ));
-        }
+        ));
     }
     parsed.map(|_| ()).map_err(|error| denied(&error))
 }

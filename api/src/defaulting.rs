@@ -65,10 +65,11 @@ pub fn default(kind: Kind, object: &mut Value, context: Context<'_>) {
         }
         Kind::DomainMapping => {
             let namespace = meta(object).namespace.unwrap_or_default();
-            if let Some(reference) = child(object, "spec").and_then(|spec| child(spec, "ref")) {
-                if is_empty(reference.get("namespace")) && !namespace.is_empty() {
-                    reference.insert("namespace".to_owned(), json!(namespace));
-                }
+            if let Some(reference) = child(object, "spec").and_then(|spec| child(spec, "ref"))
+                && is_empty(reference.get("namespace"))
+                && !namespace.is_empty()
+            {
+                reference.insert("namespace".to_owned(), json!(namespace));
             }
             record_user(object, context);
         }
@@ -183,10 +184,9 @@ fn ingress(object: &mut Map<String, Value>) {
         for path in items(http, "paths") {
             if let Some([Value::Object(only)]) =
                 path.get_mut("splits").and_then(Value::as_array_mut).map(Vec::as_mut_slice)
+                && is_empty(only.get("percent"))
             {
-                if is_empty(only.get("percent")) {
-                    only.insert("percent".to_owned(), json!(100));
-                }
+                only.insert("percent".to_owned(), json!(100));
             }
         }
     }

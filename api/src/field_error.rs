@@ -226,7 +226,8 @@ impl FromIterator<FieldError> for FieldError {
 fn flatten(prefix: &str, path: &str) -> String {
     let mut out = String::with_capacity(prefix.len() + path.len() + 1);
     for part in prefix.split('.').chain(path.split('.')).filter(|p| !p.is_empty()) {
-        if !out.is_empty() && !(part.starts_with('[') && part.ends_with(']')) {
+        let is_index = part.starts_with('[') && part.ends_with(']');
+        if !out.is_empty() && !is_index {
             out.push('.');
         }
         out.push_str(part);
@@ -267,7 +268,8 @@ mod tests {
                     error = FieldError::out_of_bounds(value, low, high, &path);
                 }
                 "Key" => {
-                    error = details(FieldError::invalid_key_name(&text(&of["Key"]), &text(&of["Path"])), of)
+                    let key = FieldError::invalid_key_name(&text(&of["Key"]), &text(&of["Path"]));
+                    error = details(key, of);
                 }
                 "Generic" => {
                     error = FieldError::generic(text(&of["Msg"]), &strings(&of["Paths"]));

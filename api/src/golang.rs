@@ -105,7 +105,7 @@ pub fn parse_float(text: &str) -> Result<f64, ParseError> {
     if unsigned.eq_ignore_ascii_case("inf") || unsigned.eq_ignore_ascii_case("infinity") {
         return Ok(sign * f64::INFINITY);
     }
-    let hex = unsigned.len() > 1 && unsigned[..2].eq_ignore_ascii_case("0x");
+    let hex = unsigned.get(..2).is_some_and(|prefix| prefix.eq_ignore_ascii_case("0x"));
     if !underscores_separate_digits(unsigned, hex) {
         return Err(syntax());
     }
@@ -272,10 +272,10 @@ pub fn parse_duration(text: &str) -> Result<GoDuration, ParseError> {
     while !rest.is_empty() {
         let whole_len = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (whole, tail) = rest.split_at(whole_len);
-        let fraction_len =
-            if tail.starts_with('.') { tail[1..].bytes().take_while(u8::is_ascii_digit).count() } else { 0 };
-        let dot = usize::from(tail.starts_with('.'));
-        let (fraction, tail) = (&tail[dot..dot + fraction_len], &tail[dot + fraction_len..]);
+        let (fraction, tail) = match tail.strip_prefix('.') {
+            Some(tail) => tail.split_at(tail.bytes().take_while(u8::is_ascii_digit).count()),
+            None => ("", tail),
+        };
         if whole.is_empty() && fraction.is_empty() {
             return Err(invalid());
         }
@@ -398,6 +398,18 @@ fn quote_bytes(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_value_or_an_error(text in "[-+0-9._xpe]*[a-zµ]*|\\PC*") {
+            let _ = (parse_bool(&text), parse_int(&text), parse_uint(&text), parse_float(&text));
+            if let Ok(duration) = parse_duration(&text) {
+                assert_eq!(parse_duration(&duration.to_string()), Ok(duration));
+            }
+            let _ = crate::quantity::value(&text);
+            let _ = crate::images::Reference::parse(&text);
+        }
+    }
 
     #[test]
     fn durations_read_and_print_as_in_go() {

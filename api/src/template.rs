@@ -148,6 +148,21 @@ mod tests {
     }
 
     #[test]
+    fn nesting_has_an_end() {
+        let deep = format!("{{{{{}.Name{}}}}}", "(".repeat(100_000), ")".repeat(100_000));
+        assert!(render(&deep).is_err());
+        assert!(render(&"{{if .Name}}".repeat(100_000)).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_template_or_an_error(text in "[{}().| a-z\"`if-]*|\\PC*") {
+            let _ = render(&text);
+            let _ = render(&format!("{{{{{text}}}}}"));
+        }
+    }
+
+    #[test]
     fn errors_name_the_place() {
         for (source, error) in [
             ("{{.Name", "template: t:1: unclosed action"),

@@ -124,13 +124,11 @@ fn resources(container: &mut Map<String, Value>, defaults: &Defaults) {
 
 fn probes(container: &mut Map<String, Value>, serves: bool) {
     const READINESS: &str = "readinessProbe";
-    if serves {
-        if let Some(probe) = child(container, READINESS) {
-            let handlers = ["tcpSocket", "httpGet", "exec", "grpc"];
-            if handlers.iter().all(|handler| is_absent(probe.get(*handler))) {
-                // Port 0 stands for the one that serves.
-                probe.insert("tcpSocket".to_owned(), json!({ "port": 0 }));
-            }
+    if serves && let Some(probe) = child(container, READINESS) {
+        let handlers = ["tcpSocket", "httpGet", "exec", "grpc"];
+        if handlers.iter().all(|handler| is_absent(probe.get(*handler))) {
+            // Port 0 stands for the one that serves.
+            probe.insert("tcpSocket".to_owned(), json!({ "port": 0 }));
         }
     }
     if let Some(probe) = container.get_mut(READINESS).and_then(Value::as_object_mut) {
@@ -165,12 +163,11 @@ fn security_context(container: &mut Map<String, Value>, pod: &PodSecurityContext
         .any(|port| port["containerPort"].as_i64().unwrap_or_default() < 1024);
     let Some(context) = child(container, "securityContext") else { return };
     set_if_absent(context, "allowPrivilegeEscalation", false);
-    if pod.seccomp_profile.as_ref().is_none_or(|profile| profile.type_.is_empty()) {
-        if let Some(profile) = child(context, "seccompProfile") {
-            if is_empty(profile.get("type")) {
-                profile.insert("type".to_owned(), json!("RuntimeDefault"));
-            }
-        }
+    if pod.seccomp_profile.as_ref().is_none_or(|profile| profile.type_.is_empty())
+        && let Some(profile) = child(context, "seccompProfile")
+        && is_empty(profile.get("type"))
+    {
+        profile.insert("type".to_owned(), json!("RuntimeDefault"));
     }
     let capabilities = if low_port {
         json!({ "drop": ["ALL"], "add": ["NET_BIND_SERVICE"] })

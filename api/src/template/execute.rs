@@ -49,10 +49,7 @@ impl<'a> Execution<'a> {
     }
 
     fn command(&self, command: &'a Command, piped: Option<Value<'a>>) -> Result<Value<'a>, TemplateError> {
-        let (first, arguments) = match command.operands.split_first() {
-            Some(split) => split,
-            None => return Ok(Value::Nothing),
-        };
+        let Some((first, arguments)) = command.operands.split_first() else { return Ok(Value::Nothing) };
         if let Operand::Function(name) = first {
             let mut values = Vec::with_capacity(arguments.len() + 1);
             for argument in arguments {
@@ -135,7 +132,7 @@ fn call<'a>(name: &str, values: &[Value<'a>]) -> Result<Value<'a>, String> {
             match (&values[0], keys.next(), keys.next()) {
                 (value, None, _) => Ok(value.clone()),
                 (Value::Map(map), Some(Value::Text(key)), None) => {
-                    Ok(Value::Text(map.get(key.as_ref()).map_or(Cow::Borrowed(""), |v| v.into())))
+                    Ok(Value::Text(map.get(key.as_ref()).map_or(Cow::Borrowed(""), Cow::from)))
                 }
                 (value, ..) => Err(format!("can't index item of type {}", value.kind())),
             }

@@ -20,7 +20,11 @@ struct Parser<'a> {
     name: &'static str,
     source: &'a str,
     at: usize,
+    depth: usize,
 }
+
+/// How deep groups and conditions may nest.
+const MAX_DEPTH: usize = 100;
 
 /// What closed a list of nodes.
 enum Closed {
@@ -30,7 +34,7 @@ enum Closed {
 }
 
 pub(super) fn parse(name: &'static str, source: &str) -> Result<Template, TemplateError> {
-    let mut parser = Parser { name, source, at: 0 };
+    let mut parser = Parser { name, source, at: 0, depth: 0 };
     let (nodes, closed) = parser.nodes()?;
     match closed {
         Closed::Eof => Ok(Template { name: name.into(), source: source.to_owned(), nodes }),
@@ -96,7 +100,13 @@ impl<'a> Parser<'a> {
         }
     }
 
+    fn deeper(&mut self) -> Result<(), TemplateError> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH { Err(self.error("nested too deeply")) } else { Ok(()) }
+    }
+
     fn condition(&mut self) -> Result<Node, TemplateError> {
+        self.deeper()?;
         let condition = self.pipeline(&Token::End)?;
         let (then, closed) = self.nodes()?;
         let otherwise = match closed {
@@ -109,6 +119,7 @@ impl<'a> Parser<'a> {
                 (_, Closed::Eof) => return Err(self.error("unexpected EOF")),
             },
         };
+        self.depth -= 1;
         Ok(Node::If { condition, then, otherwise })
     }
 
@@ -232,6 +243,7 @@ impl<'a> Parser<'a> {
     }
 
     fn pipeline(&mut self, until: &Token) -> Result<Pipeline, TemplateError> {
+        self.deeper()?;
         let mut commands = Vec::new();
         loop {
             self.skip_space();
@@ -284,7 +296,10 @@ impl<'a> Parser<'a> {
             };
             match token {
                 Token::Pipe => {}
-                token if token == *until => return Ok(Pipeline(commands)),
+                token if token == *until => {
+                    self.depth -= 1;
+                    return Ok(Pipeline(commands));
+                }
                 Token::Close => return Err(self.error("unexpected right paren")),
                 _ => return Err(self.error("unclosed left paren")),
             }

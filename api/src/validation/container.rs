@@ -50,7 +50,7 @@ enum Role {
 pub(super) fn serving_port(containers: &[core::Container]) -> (core::ContainerPort, FieldError) {
     let with_ports =
         || containers.iter().filter_map(|c| c.ports.as_deref()).filter(|ports| !ports.is_empty());
-    let mut port = with_ports().last().map(|ports| ports[0].clone()).unwrap_or_default();
+    let mut port = with_ports().next_back().map(|ports| ports[0].clone()).unwrap_or_default();
     if port.name.as_ref().is_none_or(String::is_empty) {
         port.name = Some("http".to_owned());
     }
@@ -229,9 +229,11 @@ fn env_from(sources: &[core::EnvFromSource]) -> FieldError {
             errors = errors.via_field_index(field, index);
         }
         match references {
-            [(_, true), (_, true)] => errors.add(FieldError::multiple_one_of(&["configMapRef", "secretRef"])),
+            [(_, true), (_, true)] => {
+                errors.add(FieldError::multiple_one_of(&["configMapRef", "secretRef"]));
+            }
             [(_, false), (_, false)] => {
-                errors.add(FieldError::missing_one_of(&["configMapRef", "secretRef"]))
+                errors.add(FieldError::missing_one_of(&["configMapRef", "secretRef"]));
             }
             _ => {}
         }

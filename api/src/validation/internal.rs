@@ -89,7 +89,8 @@ fn protocol(protocol: &str) -> FieldError {
 /// A reference to an object of the same namespace.
 fn reference(reference: &Value) -> FieldError {
     let mut errors = disallowed(reference, &["apiVersion", "kind", "name"]);
-    let fields: [(&str, fn(&str) -> Vec<String>); 3] = [
+    type Check = fn(&str) -> Vec<String>;
+    let fields: [(&str, Check); 3] = [
         ("apiVersion", syntax::qualified_name),
         ("kind", syntax::c_identifier),
         ("name", syntax::dns1123_label),

@@ -3,7 +3,6 @@
 use super::metadata::{annotations, creator_and_modifier, owner_label, user_facing};
 use super::template::{name_change, revision_spec, template};
 use super::{Change, DecodeError, annotations as rules, decode, metadata, traffic};
-use crate::admission::Operation;
 use crate::configmaps::Configs;
 use crate::defaulting::differences;
 use crate::field_error::FieldError;
@@ -105,11 +104,9 @@ pub(super) fn domain_mapping(change: Change<'_>, configs: &Configs) -> Result<Fi
         );
         errors.add(FieldError::generic(message, &["name"]));
     }
-    if change.operation == Operation::Update {
-        if let Some(old) = change.original::<DomainMapping>()? {
-            let user = creator_and_modifier((&old.metadata, &old.spec), (meta, &mapping.spec));
-            errors.add(user.via_field("annotations"));
-        }
+    if let Some(old) = change.original::<DomainMapping>()? {
+        let user = creator_and_modifier((&old.metadata, &old.spec), (meta, &mapping.spec));
+        errors.add(user.via_field("annotations"));
     }
     let mut errors = errors.via_field("metadata");
     let mut of_reference = FieldError::none();

@@ -205,10 +205,10 @@ fn empty_dir(directory: &core::EmptyDirVolumeSource) -> FieldError {
     if !["", "Memory"].contains(&medium) {
         errors.add(FieldError::invalid_value(medium, "medium"));
     }
-    if let Some(limit) = &directory.size_limit {
-        if quantity::value(&limit.0).is_ok_and(|value| value < 0.0) {
-            errors.add(FieldError::invalid_value(&limit.0, "sizeLimit"));
-        }
+    if let Some(limit) = &directory.size_limit
+        && quantity::value(&limit.0).is_ok_and(|value| value < 0.0)
+    {
+        errors.add(FieldError::invalid_value(&limit.0, "sizeLimit"));
     }
     errors
 }
