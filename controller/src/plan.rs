@@ -190,7 +190,8 @@ impl Context {
                         tracing::warn!(%action, error = words, "a write failed");
                         continue;
                     }
-                    if let Some((reason, message)) = failed.event {
+                    // Somebody else was faster: the next attempt knows, and nobody needs to be told.
+                    if let Some((reason, message)) = failed.event.filter(|_| !failure.is_conflict()) {
                         record(&EventText::warning(reason, format!("{message}: {words}")));
                     }
                     let text = format!("{}: {words}", failed.error);
