@@ -121,7 +121,7 @@ impl Caches {
             ("serving.knative.dev", "Route") => put(&self.routes, stored),
             ("autoscaling.internal.knative.dev", "PodAutoscaler") => put(&self.pod_autoscalers, stored),
             ("networking.internal.knative.dev", "ServerlessService") => {
-                put(&self.serverless_services, stored)
+                put(&self.serverless_services, stored);
             }
             ("networking.internal.knative.dev", "Ingress") => put(&self.ingresses, stored),
             ("networking.internal.knative.dev", "Certificate") => put(&self.certificates, stored),

@@ -55,7 +55,7 @@ impl TargetError {
     pub(crate) fn mark(&self, status: &mut RouteStatus, now: Timestamp) {
         match self {
             Self::ConfigurationNotFound(name) => {
-                status.mark_missing_traffic_target("Configuration", name, now)
+                status.mark_missing_traffic_target("Configuration", name, now);
             }
             Self::RevisionNotFound(name) => status.mark_missing_traffic_target("Revision", name, now),
             Self::ConfigurationFailed(name) => status.mark_configuration_failed(name, now),
