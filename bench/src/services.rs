@@ -17,7 +17,7 @@ pub(crate) const NAMESPACE: &str = "default";
 /// How many are created or deleted at a time.
 const AT_A_TIME: usize = 16;
 /// How long all of them may take to get ready, or to go.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How often it is looked whether deleted ones are gone. Nothing is measured meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
