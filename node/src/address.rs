@@ -42,7 +42,7 @@ impl Block {
     #[must_use]
     pub fn containing(addr: Ipv4Addr) -> Option<Self> {
         let bits = u32::from(addr);
-        (FIRST_BLOCK..END).contains(&bits).then(|| Self(bits & !(BLOCK_SIZE - 1)))
+        (FIRST_BLOCK..END).contains(&bits).then_some(Self(bits & !(BLOCK_SIZE - 1)))
     }
 
     /// Claims the first block that no other process of this network namespace holds.

@@ -278,7 +278,7 @@ impl PodFacts {
         let not_ready: Vec<&str> =
             self.containers.iter().filter(|c| !c.is_ready()).map(|c| c.name.as_str()).collect();
         let names = format!("containers with unready status: [{}]", not_ready.join(" "));
-        let unready = (!not_ready.is_empty()).then(|| ("ContainersNotReady", names));
+        let unready = (!not_ready.is_empty()).then_some(("ContainersNotReady", names));
         let not_initialized: Vec<&str> = self
             .init
             .iter()
@@ -286,7 +286,7 @@ impl PodFacts {
             .map(|c| c.name.as_str())
             .collect();
         let names = format!("containers with incomplete status: [{}]", not_initialized.join(" "));
-        let incomplete = (!not_initialized.is_empty()).then(|| ("ContainersNotInitialized", names));
+        let incomplete = (!not_initialized.is_empty()).then_some(("ContainersNotInitialized", names));
         self.condition("PodScheduled", None, now);
         self.condition("Initialized", incomplete, now);
         self.condition("ContainersReady", unready.clone(), now);

@@ -139,7 +139,7 @@ impl Controller {
             let preconditions = Preconditions { uid, resource_version: None };
             match api.delete(&name, &DeleteParams::default().preconditions(preconditions)).await {
                 Ok(answer) if answer.is_left() => {
-                    answer.left().into_iter().for_each(|pod| self.node.pods.observe(pod))
+                    answer.left().into_iter().for_each(|pod| self.node.pods.observe(pod));
                 }
                 Ok(_) => {}
                 Err(error) if refused(&error, 404) || refused(&error, 409) => {}

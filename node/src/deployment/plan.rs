@@ -211,7 +211,7 @@ pub fn plan(deployment: &Deployment, hash: &str, pods: &[Arc<Pod>], node: &str, 
     for _ in 0..missing.min(room) {
         let taken = pods.iter().filter_map(|p| p.metadata.name.as_deref());
         let planned = plan.create.iter().filter_map(|p| p.metadata.name.as_deref());
-        let name = free_slot(&replica_set_name(deployment, hash), taken.chain(planned).collect());
+        let name = free_slot(&replica_set_name(deployment, hash), &taken.chain(planned).collect());
         plan.create.push(pod(deployment, hash, name, node));
     }
     if missing < 0 {
@@ -234,9 +234,7 @@ pub fn plan(deployment: &Deployment, hash: &str, pods: &[Arc<Pod>], node: &str, 
 }
 
 /// Those with the lowest rank go first: not ready before ready, then young before old, then high slots before low.
-fn deletion_rank(
-    pod: &Pod,
-) -> (bool, std::cmp::Reverse<Option<Timestamp>>, std::cmp::Reverse<(usize, &str)>) {
+fn deletion_rank(pod: &Pod) -> impl Ord + use<'_> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     (ready_since(pod).is_some(), std::cmp::Reverse(created), std::cmp::Reverse((name.len(), name)))
@@ -244,7 +242,7 @@ fn deletion_rank(
 
 /// The first name `<prefix>-<slot>` that is not taken. Names are deterministic, so that a repeated create is answered
 /// AlreadyExists instead of making one pod too many.
-fn free_slot(prefix: &str, taken: BTreeSet<&str>) -> String {
+fn free_slot(prefix: &str, taken: &BTreeSet<&str>) -> String {
     let mut slot = 0_u32;
     loop {
         let name = format!("{prefix}-{slot}");

@@ -60,7 +60,7 @@ fn children(parent: Pid) -> Vec<Pid> {
     for thread in threads {
         match fs::read_to_string(thread.path().join("children")) {
             Ok(list) => {
-                found.extend(list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw))
+                found.extend(list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw));
             }
             // A kernel without these files.
             Err(_) => return all().into_iter().filter(|p| p.parent == parent).map(|p| p.pid).collect(),

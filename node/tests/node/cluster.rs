@@ -447,7 +447,7 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
         .unwrap();
     maps.create(&PostParams::default(), &map("stray", "another-uid")).await.unwrap();
     let absent = async |name: &str| {
-        eventually(name, async || maps.get_opt(name).await.unwrap().is_none().then_some(())).await
+        eventually(name, async || maps.get_opt(name).await.unwrap().is_none().then_some(())).await;
     };
     absent("stray").await;
     cluster.pods("ready", |pods| pods.iter().any(is_ready)).await;

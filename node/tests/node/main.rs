@@ -2,6 +2,14 @@
 //!
 //! No test harness: the process helper is this binary executed again, and has to be it before anything else runs.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::needless_pass_by_value,
+    reason = "tests"
+)]
+
 mod cluster;
 mod processes;
 
