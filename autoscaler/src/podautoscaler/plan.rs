@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ember_api::annotations;
 use ember_api::autoscaling::v1alpha1::{Metric, MetricSpec, PodAutoscaler, PodAutoscalerStatus};
-use ember_api::conditions::{ConditionStatus, READY};
+use ember_api::conditions::ConditionStatus;
 use ember_api::names;
 use ember_api::networking::ProtocolType;
 use ember_api::networking::v1alpha1::{
@@ -191,20 +191,24 @@ fn with_private_service(observed: &Observed<'_>, mut status: PodAutoscalerStatus
     }
     if let Some(sks) = observed.sks {
         status.service_name = sks.status.as_ref().map(|s| s.service_name.clone()).unwrap_or_default();
-        if sks.is_ready() {
-            status.manage(now).mark_true(PodAutoscalerStatus::SKS_READY);
-        } else {
-            let message = sks.status.as_ref().and_then(|s| s.condition(READY)).map(|c| c.message.as_str());
-            status.manage(now).mark_unknown(
-                PodAutoscalerStatus::SKS_READY,
-                NOT_READY,
-                message.unwrap_or_default(),
-            );
-        }
+        mark_sks(&mut status, sks, now);
     }
     compute_status(&mut status, observed, scale.want, pods.ready);
     plan.status = status;
     Next::Plan(Box::new(plan))
+}
+
+/// Takes over the readiness of the ServerlessService. While its controller has not seen our latest change of its spec,
+/// a readiness once known stays: each change of mode would otherwise make the revision flicker.
+fn mark_sks(status: &mut PodAutoscalerStatus, sks: &ServerlessService, now: Timestamp) {
+    let type_ = PodAutoscalerStatus::SKS_READY;
+    let condition = sks.ready_condition();
+    if sks.is_ready() {
+        status.manage(now).mark_true(type_);
+    } else if !(status.conditions.is_true(type_) && condition.is_some_and(|c| c.is_true())) {
+        let message = condition.map(|c| c.message.as_str()).unwrap_or_default();
+        status.manage(now).mark_unknown(type_, NOT_READY, message);
+    }
 }
 
 /// The activity that the conditions tell of, and since when.
