@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ember_api::annotations;
 use ember_api::autoscaling::v1alpha1::{Metric, MetricSpec, PodAutoscaler, PodAutoscalerStatus};
-use ember_api::conditions::ConditionStatus;
+use ember_api::conditions::{Condition, ConditionStatus};
 use ember_api::names;
 use ember_api::networking::ProtocolType;
 use ember_api::networking::v1alpha1::{
@@ -205,7 +205,7 @@ fn mark_sks(status: &mut PodAutoscalerStatus, sks: &ServerlessService, now: Time
     let condition = sks.ready_condition();
     if sks.is_ready() {
         status.manage(now).mark_true(type_);
-    } else if !(status.conditions.is_true(type_) && condition.is_some_and(|c| c.is_true())) {
+    } else if !(status.conditions.is_true(type_) && condition.is_some_and(Condition::is_true)) {
         let message = condition.map(|c| c.message.as_str()).unwrap_or_default();
         status.manage(now).mark_unknown(type_, NOT_READY, message);
     }
