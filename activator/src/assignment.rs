@@ -61,7 +61,9 @@ mod tests {
         for pods in 0..12_usize {
             for count in 1..=pods.max(1) {
                 let mut seen: Vec<usize> = (0..count)
-                    .flat_map(|index| assigned(&(0..pods).collect::<Vec<_>>(), Some(Position { count, index })))
+                    .flat_map(|index| {
+                        assigned(&(0..pods).collect::<Vec<_>>(), Some(Position { count, index }))
+                    })
                     .collect();
                 seen.sort_unstable();
                 assert_eq!(seen, (0..pods).collect::<Vec<_>>());

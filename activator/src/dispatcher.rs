@@ -228,7 +228,8 @@ impl Dispatcher {
         let mut state = self.0.state.lock();
         let old = self.0.pods.load_full();
         let wanted: HashSet<&Address> = addresses.iter().collect();
-        let mut pods: Vec<Arc<Pod>> = old.iter().filter(|pod| wanted.contains(&pod.address)).cloned().collect();
+        let mut pods: Vec<Arc<Pod>> =
+            old.iter().filter(|pod| wanted.contains(&pod.address)).cloned().collect();
         let kept: HashSet<Address> = pods.iter().map(|pod| pod.address.clone()).collect();
         for address in addresses.iter().filter(|address| !kept.contains(address)) {
             pods.push(Arc::new(Pod { address: address.clone(), in_flight: AtomicU32::new(0) }));

@@ -68,7 +68,13 @@ pub async fn run(
     let registry = Registry::new(config.clone(), prober);
     let outbox = Outbox::new(&config.pod_name);
     tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
-    tasks.spawn(link::run(config.clone(), io.clone(), Arc::clone(&registry), Arc::clone(&outbox), control.clone()));
+    tasks.spawn(link::run(
+        config.clone(),
+        io.clone(),
+        Arc::clone(&registry),
+        Arc::clone(&outbox),
+        control.clone(),
+    ));
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         () = registry.synced() => serve(&config, &io, &registry, &outbox, &workers, &drain, &shutdown).await,

@@ -84,7 +84,9 @@ impl Registry {
                 let Some(registry) = registry.upgrade() else { return };
                 let object = change.object();
                 let Some(revision) = object.labels().get(labels::REVISION) else { return };
-                let Some(state) = registry.get(&object.namespace().unwrap_or_default(), revision) else { return };
+                let Some(state) = registry.get(&object.namespace().unwrap_or_default(), revision) else {
+                    return;
+                };
                 let present = matches!(change, Change::Applied { .. });
                 registry.take_over(&state, object, present);
             }

@@ -98,7 +98,11 @@ impl Backend {
                 let second = (first + 1 + fastrand::usize(..count - 1)) % count;
                 let (a, b) = (&targets[first], &targets[second]);
                 let (better, other) =
-                    if a.in_flight.load(Ordering::Relaxed) <= b.in_flight.load(Ordering::Relaxed) { (a, b) } else { (b, a) };
+                    if a.in_flight.load(Ordering::Relaxed) <= b.in_flight.load(Ordering::Relaxed) {
+                        (a, b)
+                    } else {
+                        (b, a)
+                    };
                 usable(better).or_else(|| usable(other)).or_else(|| targets.iter().find_map(usable))
             }
         }
@@ -162,13 +166,18 @@ pub fn resolve(port: &PortRef, service: Option<&Service>, endpoints: Option<&End
             PortRef::Number(number) => Some(*number),
             PortRef::Name(_) => None,
         });
-        return number.and_then(|n| u16::try_from(n).ok()).map(|n| Address::new(name, n)).into_iter().collect();
+        return number
+            .and_then(|n| u16::try_from(n).ok())
+            .map(|n| Address::new(name, n))
+            .into_iter()
+            .collect();
     }
     let (Some(declared), Some(endpoints)) = (declared, endpoints) else { return Vec::new() };
     let name = declared.name.as_deref().unwrap_or("");
     let mut addresses = Vec::new();
     for subset in endpoints.subsets.iter().flatten() {
-        let number = subset.ports.iter().flatten().find(|p| p.name.as_deref().unwrap_or("") == name).map(|p| p.port);
+        let number =
+            subset.ports.iter().flatten().find(|p| p.name.as_deref().unwrap_or("") == name).map(|p| p.port);
         let Some(number) = number.and_then(|n| u16::try_from(n).ok()) else { continue };
         let ips = subset.addresses.iter().flatten().filter_map(|a| a.ip.parse::<IpAddr>().ok());
         addresses.extend(ips.map(|ip| Address::from((ip, number))));
@@ -205,7 +214,8 @@ mod tests {
     #[test]
     fn an_external_name_is_its_own_address() {
         let service: Service =
-            serde_json::from_value(json!({"spec": {"externalName": "example.com", "ports": [{"port": 80}]}})).unwrap();
+            serde_json::from_value(json!({"spec": {"externalName": "example.com", "ports": [{"port": 80}]}}))
+                .unwrap();
         assert_eq!(resolve(&PortRef::Number(80), Some(&service), None), [Address::new("example.com", 80)]);
     }
 

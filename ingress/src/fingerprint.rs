@@ -155,7 +155,9 @@ fn json(spec: &IngressSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ember_api::networking::v1alpha1::{HttpIngressPath, HttpIngressRuleValue, IngressBackendSplit, IngressRule};
+    use ember_api::networking::v1alpha1::{
+        HttpIngressPath, HttpIngressRuleValue, IngressBackendSplit, IngressRule,
+    };
 
     fn spec(headers: &[(&str, &str)]) -> IngressSpec {
         let split = IngressBackendSplit {

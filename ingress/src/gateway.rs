@@ -66,7 +66,10 @@ impl Handler for Gateway {
         };
         let route = &paths[index];
         let Some(choice) = route.choose() else {
-            return http_error(StatusCode::SERVICE_UNAVAILABLE, "no backend has a share of this route's traffic");
+            return http_error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no backend has a share of this route's traffic",
+            );
         };
         prepare(request.headers_mut(), self.visibility, route, choice);
         let outbound = match Outbound::new(request, conn) {
@@ -83,7 +86,10 @@ impl Gateway {
         let mut tried: Vec<Address> = Vec::new();
         loop {
             let Some(target) = self.target(choice, &tried) else {
-                return http_error(StatusCode::SERVICE_UNAVAILABLE, "no address of the service can be reached");
+                return http_error(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "no address of the service can be reached",
+                );
             };
             let counted = target.enter();
             match self.proxy.forward(outbound, &target.address, None).await {

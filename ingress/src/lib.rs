@@ -74,7 +74,8 @@ async fn listen(
 ) -> Result<(), Error> {
     let drain = Drain::new();
     let mut serving = Vec::new();
-    let listeners = [(Some(config.listen), Visibility::External), (config.listen_internal, Visibility::Internal)];
+    let listeners =
+        [(Some(config.listen), Visibility::External), (config.listen_internal, Visibility::Internal)];
     for (addr, visibility) in listeners {
         let Some(addr) = addr else { continue };
         let listener = io.network.listen(addr).await.map_err(|source| Error { addr, source })?;

@@ -195,7 +195,8 @@ impl Shared {
         if published.included == changes && *self.synced.borrow() {
             return;
         }
-        let mut ours: Vec<Arc<Ingress>> = self.ingresses.all().into_iter().filter(|i| self.is_ours(i)).collect();
+        let mut ours: Vec<Arc<Ingress>> =
+            self.ingresses.all().into_iter().filter(|i| self.is_ours(i)).collect();
         // Oldest first: who came first keeps a contested host.
         ours.sort_by_cached_key(|i| {
             (i.creation_timestamp().map(|t| t.0), i.namespace().unwrap_or_default(), i.name_any())
@@ -211,8 +212,11 @@ impl Shared {
             };
             compiled.insert(key, result);
         }
-        let keys: Vec<Key> =
-            ours.iter().map(|i| Key::of(&**i)).filter(|key| compiled.get(key).is_some_and(Result::is_ok)).collect();
+        let keys: Vec<Key> = ours
+            .iter()
+            .map(|i| Key::of(&**i))
+            .filter(|key| compiled.get(key).is_some_and(Result::is_ok))
+            .collect();
         let valid: Vec<Arc<Compiled>> =
             keys.iter().filter_map(|key| compiled.get(key)?.as_ref().ok().map(Arc::clone)).collect();
         let (table, conflicts) = Table::build(&valid);
@@ -244,8 +248,9 @@ impl Shared {
                 _ => return Ok(Next::Wait),
             }
         };
-        let now = Timestamp::from_duration(jiff::SignedDuration::try_from(self.io.clock.now()).unwrap_or_default())
-            .unwrap_or_default();
+        let now =
+            Timestamp::from_duration(jiff::SignedDuration::try_from(self.io.clock.now()).unwrap_or_default())
+                .unwrap_or_default();
         if let Some(next) = status::plan(&ingress, &outcome, &self.service_host, now) {
             let written = self.applier.execute_into(&Action::update_status(&next), &self.ingresses).await;
             match written {

@@ -1,6 +1,8 @@
 //! What an Ingress's status says of the gateway.
 
-use ember_api::networking::v1alpha1::{Ingress, IngressStatus, LoadBalancerIngressStatus, LoadBalancerStatus};
+use ember_api::networking::v1alpha1::{
+    Ingress, IngressStatus, LoadBalancerIngressStatus, LoadBalancerStatus,
+};
 use ember_api::status::{Conditioned, Status};
 use jiff::Timestamp;
 
@@ -28,8 +30,10 @@ pub fn plan(ingress: &Ingress, outcome: &Outcome, service_host: &str, now: Times
             let mut conditions = status.manage(now);
             conditions.mark_true(IngressStatus::NETWORK_CONFIGURED);
             conditions.mark_true(IngressStatus::LOAD_BALANCER_READY);
-            let entry =
-                LoadBalancerIngressStatus { domain_internal: service_host.to_owned(), ..LoadBalancerIngressStatus::default() };
+            let entry = LoadBalancerIngressStatus {
+                domain_internal: service_host.to_owned(),
+                ..LoadBalancerIngressStatus::default()
+            };
             let balancer = LoadBalancerStatus { ingress: vec![entry] };
             status.public_load_balancer = Some(balancer.clone());
             status.private_load_balancer = Some(balancer);

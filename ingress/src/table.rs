@@ -107,7 +107,10 @@ impl Compiled {
     ///
     /// # Errors
     /// When the Ingress cannot be served as it stands.
-    pub fn new(ingress: &Ingress, backend: impl Fn(&BackendKey) -> Arc<Backend>) -> Result<Self, InvalidIngress> {
+    pub fn new(
+        ingress: &Ingress,
+        backend: impl Fn(&BackendKey) -> Arc<Backend>,
+    ) -> Result<Self, InvalidIngress> {
         let metadata = &ingress.metadata;
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let name = metadata.name.as_deref().unwrap_or_default();
@@ -261,7 +264,9 @@ impl Table {
 #[must_use]
 pub fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => {
+        Some((host, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) =>
+        {
             host
         }
         _ => authority,
@@ -288,17 +293,26 @@ mod tests {
         json!({"serviceNamespace": "ns", "serviceName": name, "servicePort": 80, "percent": percent})
     }
 
-    fn service(table: &Table, visibility: Visibility, host: &str, path: &str, headers: &HeaderMap) -> Option<String> {
+    fn service(
+        table: &Table,
+        visibility: Visibility,
+        host: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<String> {
         let (paths, index) = table.route(visibility, host, path, headers)?;
         paths[index].choose().map(|choice| choice.backend.key.service.clone())
     }
 
     #[test]
     fn headers_then_longer_paths_go_first() {
-        let compiled = ingress("a", json!([{"hosts": ["h.example.com"], "http": {"paths": [
+        let compiled = ingress(
+            "a",
+            json!([{"hosts": ["h.example.com"], "http": {"paths": [
             {"splits": [split("all", 100)]},
             {"path": "/foo", "splits": [split("foo", 100)]},
-            {"headers": {"Knative-Serving-Tag": {"exact": "t"}}, "splits": [split("tagged", 100)]}]}}]));
+            {"headers": {"Knative-Serving-Tag": {"exact": "t"}}, "splits": [split("tagged", 100)]}]}}]),
+        );
         let (table, conflicts) = Table::build(&[compiled]);
         assert!(conflicts.is_empty());
         let mut tag = HeaderMap::new();
@@ -313,14 +327,20 @@ mod tests {
 
     #[test]
     fn cluster_local_hosts_do_not_exist_outside() {
-        let compiled = ingress("a", json!([
+        let compiled = ingress(
+            "a",
+            json!([
             {"hosts": ["a.ns.svc"], "visibility": "ClusterLocal", "http": {"paths": [{"splits": [split("in", 100)]}]}},
-            {"hosts": ["a.example.com"], "http": {"paths": [{"splits": [split("out", 100)]}]}}]));
+            {"hosts": ["a.example.com"], "http": {"paths": [{"splits": [split("out", 100)]}]}}]),
+        );
         let (table, _) = Table::build(&[compiled]);
         let none = HeaderMap::new();
         assert_eq!(service(&table, Visibility::External, "a.ns.svc", "/", &none), None);
         assert_eq!(service(&table, Visibility::Internal, "a.ns.svc", "/", &none).as_deref(), Some("in"));
-        assert_eq!(service(&table, Visibility::Internal, "a.example.com", "/", &none).as_deref(), Some("out"));
+        assert_eq!(
+            service(&table, Visibility::Internal, "a.example.com", "/", &none).as_deref(),
+            Some("out")
+        );
     }
 
     #[test]

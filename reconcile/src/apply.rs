@@ -34,7 +34,11 @@ impl ResourceType {
     }
 
     fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_string()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     fn path(&self, namespace: Option<&str>) -> String {
@@ -81,7 +85,12 @@ pub struct Action {
 
 impl Action {
     fn on<K: Resource<DynamicType = ()>>(object: &K, verb: Verb) -> Self {
-        Self { resource: ResourceType::of::<K>(), namespace: object.namespace(), name: object.name_any(), verb }
+        Self {
+            resource: ResourceType::of::<K>(),
+            namespace: object.namespace(),
+            name: object.name_any(),
+            verb,
+        }
     }
 
     fn json<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Value {
@@ -150,11 +159,14 @@ impl Action {
         let (method, path, content_type, body) = match &self.verb {
             Verb::Create(value) => ("POST", collection, "application/json", value.to_string()),
             Verb::Update(value) => ("PUT", object, "application/json", value.to_string()),
-            Verb::UpdateStatus(value) => ("PUT", format!("{object}/status"), "application/json", value.to_string()),
+            Verb::UpdateStatus(value) => {
+                ("PUT", format!("{object}/status"), "application/json", value.to_string())
+            }
             Verb::MergePatch(patch) => ("PATCH", object, "application/merge-patch+json", patch.to_string()),
             Verb::JsonPatch(patch) => ("PATCH", object, "application/json-patch+json", patch.to_string()),
             Verb::Delete { uid } => {
-                let mut options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
+                let mut options =
+                    json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
                 if let Some(uid) = uid {
                     options["preconditions"] = json!({"uid": uid});
                 }
@@ -268,7 +280,9 @@ impl Applier {
         let fail = |source: kube::Error| ApplyError { action: action.to_string(), source: Box::new(source) };
         let request = action.request().map_err(|e| fail(kube::Error::HttpError(e)))?;
         match self.client.request::<Value>(request).await.map_err(fail) {
-            Err(error) if error.is_not_found() && matches!(action.verb, Verb::Delete { .. }) => Ok(Value::Null),
+            Err(error) if error.is_not_found() && matches!(action.verb, Verb::Delete { .. }) => {
+                Ok(Value::Null)
+            }
             other => other,
         }
     }
@@ -283,8 +297,10 @@ impl Applier {
         K: Resource + Clone + fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
     {
         let value = self.execute(action).await?;
-        let object: K = serde_json::from_value(value)
-            .map_err(|e| ApplyError { action: action.to_string(), source: Box::new(kube::Error::SerdeError(e)) })?;
+        let object: K = serde_json::from_value(value).map_err(|e| ApplyError {
+            action: action.to_string(),
+            source: Box::new(kube::Error::SerdeError(e)),
+        })?;
         cache.put_written(object.clone());
         Ok(object)
     }

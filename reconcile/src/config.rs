@@ -41,7 +41,11 @@ impl<T: PartialEq + Send + Sync + 'static> ConfigStore<T> {
     /// A store that holds `initial` until the first ConfigMaps are read by [`ConfigStore::run`].
     #[must_use]
     pub fn new(initial: T) -> Self {
-        Self { current: Arc::new(ArcSwap::from_pointee(initial)), changes: watch::Sender::new(0), cache: Cache::new() }
+        Self {
+            current: Arc::new(ArcSwap::from_pointee(initial)),
+            changes: watch::Sender::new(0),
+            cache: Cache::new(),
+        }
     }
 
     /// The snapshot in force.
@@ -95,7 +99,8 @@ impl<T: PartialEq + Send + Sync + 'static> ConfigStore<T> {
     }
 
     fn take_over<E: Display>(&self, parse: &impl Fn(&ConfigMapData) -> Result<T, E>) {
-        let data = self.cache.all().iter().map(|c| (c.name_any(), c.data.clone().unwrap_or_default())).collect();
+        let data =
+            self.cache.all().iter().map(|c| (c.name_any(), c.data.clone().unwrap_or_default())).collect();
         match parse(&data) {
             Ok(next) => {
                 let first = *self.changes.borrow() == 0;
