@@ -153,7 +153,12 @@ async fn start_family(runtime: &ProcessRuntime, last: &str) -> (Process, Vec<i32
 pub(crate) async fn ends_what_a_program_left_behind() {
     let runtime = runtime();
     let (sibling, others) = start_family(&runtime, "exec sleep 1002").await;
-    let (process, children) = start_family(&runtime, "exit 4").await;
+    // It ends only when it is told to, so that its children are seen alive before.
+    let folder = tempfile::tempdir().unwrap();
+    let go = folder.path().join("go");
+    let until_told = format!("until [ -e {} ]; do sleep 0.01; done; exit 4", go.display());
+    let (process, children) = start_family(&runtime, &until_told).await;
+    std::fs::write(&go, "").unwrap();
     assert_eq!(process.exit.await.unwrap(), 4);
     for pid in children {
         gone(pid).await;
