@@ -102,7 +102,7 @@ async fn measure(program: &Path, app: &App, count: u32, most_awake: u32) -> anyh
     let ember = Ember::start(program).await?;
     let wakes = match wake_all(&ember, app, count, usize::try_from(most_awake)?).await {
         Ok(wakes) => wakes,
-        Err(error) => return Err(error.context(format!("ember up said:\n{}", ember.tail()))),
+        Err(error) => bail!("{error:#}; ember up said:\n{}", ember.tail()),
     };
     let events = ember.stop().await?;
     Ok(wakes.iter().map(|wake| Timeline::of(wake, &events)).collect())

@@ -9,8 +9,11 @@ mod report;
 mod services;
 
 use std::io::Write;
+use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Benchmarks of Ember.
 #[derive(Debug, Parser)]
@@ -26,13 +29,34 @@ enum Scenario {
     Coldstart(coldstart::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody to tell if standard error is closed.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
     // One thread: the client is to take as little as possible from what it measures.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match cli.command {
-        Scenario::Coldstart(options) => runtime.block_on(coldstart::run(options)),
-    }
+    runtime.block_on(async {
+        let scenario = async {
+            match cli.command {
+                Scenario::Coldstart(options) => coldstart::run(options).await,
+            }
+        };
+        let mut terminate = signal(SignalKind::terminate())?;
+        // A scenario that is dropped ends what it has started.
+        tokio::select! {
+            result = scenario => result,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })
 }
 
 /// Prints a line.
