@@ -326,7 +326,10 @@ pub fn semantically_equal(a: &Value, b: &Value) -> bool {
         (Value::Array(a), Value::Array(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| semantically_equal(a, b))
         }
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        // 1 and 1.0 are one number; of two integers every digit counts.
+        (Value::Number(a), Value::Number(b)) => {
+            a == b || ((a.is_f64() || b.is_f64()) && a.as_f64() == b.as_f64())
+        }
         (a, b) => a == b || (empty(a) && empty(b)),
     }
 }
@@ -342,6 +345,7 @@ mod tests {
         assert!(equal(json!({"a": null, "b": {}, "c": [], "d": 1}), json!({"d": 1.0})));
         assert!(equal(json!({"a": {"b": {"c": null}}}), json!({})));
         assert!(!equal(json!({"a": ""}), json!({})));
+        assert!(!equal(json!(9_007_199_254_740_993_i64), json!(9_007_199_254_740_992_i64)));
         assert!(!equal(json!({"a": [1, 2]}), json!({"a": [2, 1]})));
         assert!(!equal(json!({}), json!({"a": 1})));
     }

@@ -17,8 +17,8 @@ use crate::cache::Cache;
 /// ConfigMap data by ConfigMap name, then key.
 pub type ConfigMapData = BTreeMap<String, BTreeMap<String, String>>;
 
-/// A typed view of the `config-*` ConfigMaps that follows their edits. An edit that does not parse is reported and
-/// leaves the last good snapshot in force. Clones share the snapshot.
+/// A typed view of the `config-*` ConfigMaps that follows their edits. An edit that does not parse is reported, and
+/// the ConfigMap's last good content stays in force. Clones share the snapshot.
 pub struct ConfigStore<T> {
     current: Arc<ArcSwap<T>>,
     changes: watch::Sender<u64>,
@@ -83,10 +83,14 @@ impl<T: PartialEq + Send + Sync + 'static> ConfigStore<T> {
             self.cache.run(Api::namespaced(client, namespace), watcher::Config::default(), shutdown.clone());
         let store = self.clone();
         let parsing = async move {
-            store.cache.synced().await;
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = store.cache.synced() => {}
+            }
+            let mut accepted = ConfigMapData::new();
             loop {
                 changed.borrow_and_update();
-                store.take_over(&parse);
+                store.take_over(&mut accepted, &parse);
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     result = changed.changed() => if result.is_err() { return },
@@ -98,28 +102,95 @@ impl<T: PartialEq + Send + Sync + 'static> ConfigStore<T> {
         }
     }
 
-    fn take_over<E: Display>(&self, parse: &impl Fn(&ConfigMapData) -> Result<T, E>) {
-        let data =
+    /// Parses what the cache holds. `accepted` is what the snapshot in force was made of: a ConfigMap that cannot be
+    /// used keeps its last good content, and does not hold up the others.
+    fn take_over<E: Display>(
+        &self,
+        accepted: &mut ConfigMapData,
+        parse: &impl Fn(&ConfigMapData) -> Result<T, E>,
+    ) {
+        let data: ConfigMapData =
             self.cache.all().iter().map(|c| (c.name_any(), c.data.clone().unwrap_or_default())).collect();
-        match parse(&data) {
+        let next = match parse(&data) {
             Ok(next) => {
-                let first = *self.changes.borrow() == 0;
-                let differs = **self.current.load() != next;
-                if differs {
-                    self.current.store(Arc::new(next));
-                }
-                if first || differs {
-                    self.changes.send_modify(|count| *count += 1);
-                }
+                *accepted = data;
+                Ok(next)
             }
+            Err(_) => {
+                one_by_one(accepted, data, parse);
+                parse(accepted)
+            }
+        };
+        let differs = match next {
+            Ok(next) if **self.current.load() != next => {
+                self.current.store(Arc::new(next));
+                true
+            }
+            Ok(_) => false,
             Err(error) => {
-                tracing::error!(%error, "a ConfigMap cannot be used; the last good configuration stays in force");
-                self.changes.send_if_modified(|count| {
-                    let first = *count == 0;
-                    *count += u64::from(first);
-                    first
-                });
+                tracing::error!(%error, "the configuration cannot be used; the last good one stays in force");
+                false
             }
+        };
+        self.changes.send_if_modified(|count| {
+            let told = differs || *count == 0;
+            *count += u64::from(told);
+            told
+        });
+    }
+}
+
+/// Takes over each ConfigMap that can be used together with those accepted before it.
+fn one_by_one<T, E: Display>(
+    accepted: &mut ConfigMapData,
+    data: ConfigMapData,
+    parse: &impl Fn(&ConfigMapData) -> Result<T, E>,
+) {
+    accepted.retain(|name, _| data.contains_key(name));
+    for (name, content) in data {
+        let before = accepted.insert(name.clone(), content);
+        if let Err(error) = parse(accepted) {
+            tracing::error!(config_map = %name, %error, "a ConfigMap cannot be used; its last good content stays in force");
+            match before {
+                Some(before) => accepted.insert(name, before),
+                None => accepted.remove(&name),
+            };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Numbers = BTreeMap<String, u32>;
+
+    fn parse(data: &ConfigMapData) -> Result<Numbers, std::num::ParseIntError> {
+        data.iter().map(|(name, content)| Ok((name.clone(), content["n"].parse()?))).collect()
+    }
+
+    fn maps(list: &[(&str, &str)]) -> ConfigMapData {
+        let map = |(name, n): &(&str, &str)| {
+            ((*name).to_owned(), BTreeMap::from([("n".to_owned(), (*n).to_owned())]))
+        };
+        list.iter().map(map).collect()
+    }
+
+    #[test]
+    fn a_bad_config_map_keeps_its_last_good_content_and_holds_up_no_other() {
+        let mut accepted = maps(&[("a", "1"), ("b", "1"), ("gone", "1")]);
+        one_by_one(&mut accepted, maps(&[("a", "x"), ("b", "2"), ("new", "y"), ("other", "3")]), &parse);
+        assert_eq!(accepted, maps(&[("a", "1"), ("b", "2"), ("other", "3")]));
+    }
+
+    #[tokio::test]
+    async fn ends_at_shutdown_though_the_api_never_answered() {
+        let unreachable = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = Client::try_from(unreachable).unwrap();
+        let shutdown = CancellationToken::new();
+        let store = ConfigStore::new(Numbers::new());
+        let running = tokio::spawn(store.run(client, "ns", parse, shutdown.clone()));
+        shutdown.cancel();
+        tokio::time::timeout(std::time::Duration::from_secs(10), running).await.unwrap().unwrap();
     }
 }

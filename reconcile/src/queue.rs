@@ -1,8 +1,7 @@
 //! The work queue of a control loop: a key is queued once however often it is added, is never worked on twice at the
 //! same time, and comes back with growing delay while it fails.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::hash::Hash;
@@ -34,8 +33,11 @@ struct State<K> {
     /// Keys in `ready`, or to be put there when their current run ends.
     dirty: HashSet<K>,
     running: HashSet<K>,
-    delayed: BinaryHeap<Reverse<(Instant, u64)>>,
-    delayed_keys: HashMap<u64, K>,
+    /// Keys to be added later, by time; the number tells those of one time apart.
+    delayed: BTreeMap<(Instant, u64), K>,
+    /// Where a key stands in `delayed`: once at most, or a loop that asks to look again would gain a timer with every
+    /// change.
+    due: HashMap<K, (Instant, u64)>,
     sequence: u64,
     failures: HashMap<K, u32>,
 }
@@ -67,8 +69,8 @@ impl<K: Clone + Eq + Hash> Default for WorkQueue<K> {
                 ready: VecDeque::new(),
                 dirty: HashSet::new(),
                 running: HashSet::new(),
-                delayed: BinaryHeap::new(),
-                delayed_keys: HashMap::new(),
+                delayed: BTreeMap::new(),
+                due: HashMap::new(),
                 sequence: 0,
                 failures: HashMap::new(),
             }),
@@ -97,16 +99,23 @@ impl<K: Clone + Eq + Hash + Display + Send + Sync + 'static> WorkQueue<K> {
         }
     }
 
-    /// Queues a key after a delay.
+    /// Queues a key after a delay. Of several delays of one key the earliest counts.
     pub fn add_after(&self, key: K, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
         }
+        let at = Instant::now() + delay;
         let mut state = self.0.state.lock();
-        let sequence = state.sequence;
+        if let Some(known) = state.due.get(&key).copied() {
+            if known.0 <= at {
+                return;
+            }
+            state.delayed.remove(&known);
+        }
+        let place = (at, state.sequence);
         state.sequence += 1;
-        state.delayed.push(Reverse((Instant::now() + delay, sequence)));
-        state.delayed_keys.insert(sequence, key);
+        state.due.insert(key.clone(), place);
+        state.delayed.insert(place, key);
         drop(state);
         self.0.changed.notify_one();
     }
@@ -220,15 +229,14 @@ impl<K: Clone + Eq + Hash + Display + Send + Sync + 'static> WorkQueue<K> {
         let next = {
             let mut state = self.0.state.lock();
             loop {
-                match state.delayed.peek() {
-                    Some(Reverse((at, _))) if *at <= now => {}
-                    Some(Reverse((at, _))) => break Some(*at),
+                match state.delayed.first_entry() {
+                    Some(first) if first.key().0 <= now => {
+                        let key = first.remove();
+                        state.due.remove(&key);
+                        due.push(key);
+                    }
+                    Some(first) => break Some(first.key().0),
                     None => break None,
-                }
-                if let Some(Reverse((_, sequence))) = state.delayed.pop()
-                    && let Some(key) = state.delayed_keys.remove(&sequence)
-                {
-                    due.push(key);
                 }
             }
         };
@@ -316,6 +324,30 @@ mod tests {
         }));
         assert_eq!(keys.recv().await.unwrap(), ("soon".to_owned(), 1));
         assert_eq!(keys.recv().await.unwrap(), ("late".to_owned(), 7));
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_delays_of_one_key_the_earliest_counts() {
+        let queue = WorkQueue::new();
+        let begin = Instant::now();
+        for seconds in [9, 3, 5] {
+            queue.add_after("a".to_owned(), Duration::from_secs(seconds));
+        }
+        assert_eq!(queue.0.state.lock().delayed.len(), 1);
+        let (seen, mut runs) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(queue.clone().run(1, stop.clone(), move |_| {
+            seen.send(begin.elapsed().as_secs()).unwrap();
+            async { Ok::<_, std::io::Error>(Next::After(Duration::from_secs(10))) }
+        }));
+        assert_eq!(runs.recv().await, Some(3));
+        // A change in between does not start a second row of looks.
+        queue.add("a".to_owned());
+        assert_eq!(runs.recv().await, Some(3));
+        assert_eq!(runs.recv().await, Some(13));
+        assert_eq!(runs.recv().await, Some(23));
         stop.cancel();
         task.await.unwrap();
     }
