@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Delete services once so many of them are awake, and wait until their pods are gone [default: keep all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     most_awake: Option<u32>,
+    /// Before each request, wait until what the one before has set off is done
+    #[arg(long)]
+    settle: bool,
     /// Write the figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -61,6 +64,14 @@ struct App {
     command: Vec<String>,
 }
 
+/// How many services, and when each is woken.
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    count: u32,
+    most_awake: usize,
+    settle: bool,
+}
+
 impl Choice {
     fn apps(self) -> anyhow::Result<Vec<App>> {
         let mut apps = Vec::new();
@@ -83,10 +94,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         Some(path) => path,
         None => EMBER.path()?,
     };
-    let most_awake = options.most_awake.unwrap_or(options.count);
+    let schedule = Schedule {
+        count: options.count,
+        most_awake: usize::try_from(options.most_awake.unwrap_or(options.count))?,
+        settle: options.settle,
+    };
     let mut report = Report { rows: Vec::new() };
     for app in options.app.apps()? {
-        let timelines = measure(&ember, &app, options.count, most_awake).await?;
+        let timelines = measure(&ember, &app, schedule).await?;
         let row = Row::new(app.name, &timelines)?;
         say(&format!("\n{row}"))?;
         report.rows.push(row);
@@ -98,9 +113,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(program: &Path, app: &App, count: u32, most_awake: u32) -> anyhow::Result<Vec<Timeline>> {
+async fn measure(program: &Path, app: &App, schedule: Schedule) -> anyhow::Result<Vec<Timeline>> {
     let ember = Ember::start(program).await?;
-    let wakes = match wake_all(&ember, app, count, usize::try_from(most_awake)?).await {
+    let wakes = match wake_all(&ember, app, schedule).await {
         Ok(wakes) => wakes,
         Err(error) => bail!("{error:#}; ember up said:\n{}", ember.tail()),
     };
@@ -108,7 +123,8 @@ async fn measure(program: &Path, app: &App, count: u32, most_awake: u32) -> anyh
     Ok(wakes.iter().map(|wake| Timeline::of(wake, &events)).collect())
 }
 
-async fn wake_all(ember: &Ember, app: &App, count: u32, most_awake: usize) -> anyhow::Result<Vec<Wake>> {
+async fn wake_all(ember: &Ember, app: &App, schedule: Schedule) -> anyhow::Result<Vec<Wake>> {
+    let Schedule { count, most_awake, settle } = schedule;
     let names: Vec<String> = (1..=count).map(|n| format!("{}-{n:04}", app.name)).collect();
     let services = Services::new(&ember.client);
     let begun = Instant::now();
@@ -117,12 +133,13 @@ async fn wake_all(ember: &Ember, app: &App, count: u32, most_awake: usize) -> an
     say(&format!("{}: {count} services Ready after {:.2} s", app.name, begun.elapsed().as_secs_f64()))?;
     let mut wakes = Vec::new();
     for (turn, batch) in names.chunks(most_awake).enumerate() {
-        if !ember.quiet().await? {
-            say("the instance does not get quiet: the figures include what else it does")?;
-        }
+        quiet(ember).await?;
         let pods = services.pod_count().await?;
         ensure!(pods == 0, "{pods} pods run before any request: the services are not asleep");
-        for name in batch {
+        for (at, name) in batch.iter().enumerate() {
+            if settle && at > 0 {
+                quiet(ember).await?;
+            }
             let revision = revisions.get(name).cloned().with_context(|| format!("{name} has no revision"))?;
             wakes.push(
                 wake(ember.gateway, name, revision).await.with_context(|| format!("cannot wake {name}"))?,
@@ -133,6 +150,13 @@ async fn wake_all(ember: &Ember, app: &App, count: u32, most_awake: usize) -> an
         }
     }
     Ok(wakes)
+}
+
+async fn quiet(ember: &Ember) -> anyhow::Result<()> {
+    if !ember.quiet().await? {
+        say("the instance does not get quiet: the figures include what else it does")?;
+    }
+    Ok(())
 }
 
 /// One request over a connection of its own, from before it is made to the last byte of the answer.
