@@ -37,7 +37,12 @@ struct State {
     /// In order of id, which is the order of service.
     waiting: VecDeque<Waiter>,
     next_id: i64,
+    /// How many went to the head so far. Their ids count down from -1: no id is ever used twice, or one that leaves
+    /// could take another out of the queue.
+    heads: i64,
     closed: bool,
+    /// Pods that may not be used now but still have requests: they come back with their counts.
+    retired: Vec<Arc<Pod>>,
 }
 
 struct Shared {
@@ -162,13 +167,14 @@ impl Dispatcher {
         {
             return Ok(Ok(grant));
         }
-        if state.waiting.len() >= self.0.queue_depth {
+        // Who was let in before is not turned away: these are no more than places there were.
+        if !again && state.waiting.len() >= self.0.queue_depth {
             return Err(Refused::QueueFull);
         }
         let (grant, granted) = oneshot::channel();
         let id = if again {
-            let id = state.waiting.front().map_or(state.next_id, |first| first.id - 1);
-            state.next_id = state.next_id.max(id + 1);
+            state.heads += 1;
+            let id = -state.heads;
             state.waiting.push_front(Waiter { id, grant });
             id
         } else {
@@ -223,13 +229,22 @@ impl Dispatcher {
         unclaimed
     }
 
-    /// The pods that may be used from now on. Those that stay keep their counts; requests in those that go run on.
+    /// The pods that may be used from now on. Those that stay, or come back, keep their counts; requests in those that
+    /// go run on.
     pub fn set_pods(&self, addresses: &[Address]) {
         let mut state = self.0.state.lock();
+        if state.closed {
+            return;
+        }
         let old = self.0.pods.load_full();
         let wanted: HashSet<&Address> = addresses.iter().collect();
-        let mut pods: Vec<Arc<Pod>> =
-            old.iter().filter(|pod| wanted.contains(&pod.address)).cloned().collect();
+        let (mut pods, gone): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = old
+            .iter()
+            .cloned()
+            .chain(std::mem::take(&mut state.retired))
+            .partition(|pod| wanted.contains(&pod.address));
+        // A request that is just being let in without the lock is missed at worst: without a limit counts only weigh.
+        state.retired = gone.into_iter().filter(|pod| pod.load() > 0).collect();
         let kept: HashSet<Address> = pods.iter().map(|pod| pod.address.clone()).collect();
         for address in addresses.iter().filter(|address| !kept.contains(address)) {
             pods.push(Arc::new(Pod { address: address.clone(), in_flight: AtomicU32::new(0) }));
@@ -251,6 +266,7 @@ impl Dispatcher {
         let mut state = self.0.state.lock();
         state.closed = true;
         state.waiting.clear();
+        state.retired.clear();
         self.0.pods.store(Arc::default());
     }
 }
@@ -335,6 +351,49 @@ mod tests {
         assert!(late.as_mut().now_or_never().is_none());
         dispatcher.close();
         assert_eq!(late.now_or_never().unwrap().unwrap_err(), Refused::Closed);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_takes_no_other_out_of_the_queue() {
+        let dispatcher = Dispatcher::new(1, 10);
+        let mut first = Box::pin(dispatcher.acquire(false));
+        let mut second = Box::pin(dispatcher.acquire(false));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(second.as_mut().now_or_never().is_none());
+        dispatcher.set_pods(&[address(1)]);
+        // The first has its place but has not looked yet.
+        let mut again = Box::pin(dispatcher.acquire(true));
+        assert!(again.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(again.as_mut().now_or_never().unwrap().is_ok());
+        assert!(second.as_mut().now_or_never().unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_does_not_turn_away_who_was_let_in_before() {
+        let dispatcher = Dispatcher::new(1, 1);
+        let mut waiter = Box::pin(dispatcher.acquire(false));
+        assert!(waiter.as_mut().now_or_never().is_none());
+        assert_eq!(dispatcher.acquire(false).now_or_never().unwrap().unwrap_err(), Refused::QueueFull);
+        assert!(dispatcher.acquire(true).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_comes_back_is_as_full_as_it_was() {
+        let dispatcher = Dispatcher::new(1, 10);
+        dispatcher.set_pods(&[address(1)]);
+        let running = dispatcher.acquire(false).await.unwrap();
+        dispatcher.set_pods(&[]);
+        dispatcher.set_pods(&[address(1)]);
+        let mut waiter = Box::pin(dispatcher.acquire(false));
+        assert!(waiter.as_mut().now_or_never().is_none());
+        drop(running);
+        drop(waiter.as_mut().now_or_never().unwrap().unwrap());
+        dispatcher.set_pods(&[]);
+        assert!(dispatcher.0.state.lock().retired.is_empty());
+        dispatcher.close();
+        dispatcher.set_pods(&[address(1)]);
+        assert_eq!(dispatcher.acquire(false).await.unwrap_err(), Refused::Closed);
     }
 
     #[derive(Debug, Clone)]

@@ -121,11 +121,15 @@ impl Activation {
             b"probe" => Some(probe::echo(headers)),
             b"activator" => Some(probe::success(probe::ACTIVATOR)),
             other => {
-                let value = format!("{:?}", String::from_utf8_lossy(other));
-                let escaped = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                let escaped = String::from_utf8_lossy(other)
+                    .replace('&', "&amp;")
+                    .replace('<', "&lt;")
+                    .replace('>', "&gt;")
+                    .replace('"', "&#34;")
+                    .replace('\'', "&#39;");
                 Some(http_error(
                     StatusCode::BAD_REQUEST,
-                    &format!("unexpected probe header value: {escaped}"),
+                    &format!("unexpected probe header value: {escaped:?}"),
                 ))
             }
         }
@@ -209,12 +213,14 @@ impl Activation {
     }
 }
 
-/// Whether an error speaks against the pod: what breaks in the middle of an exchange may be the client's doing.
+/// Whether an error speaks against the pod: what breaks in the middle of an exchange, or with the request's body, may
+/// be the client's doing.
 fn is_the_pods_fault(error: &ProxyError) -> bool {
-    matches!(
-        error,
-        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } | ProxyError::NoResponse(_)
-    )
+    match error {
+        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } => true,
+        ProxyError::NoResponse(error) => !error.is_user(),
+        _ => false,
+    }
 }
 
 fn not_found(name: &str) -> Response<Body> {

@@ -103,15 +103,19 @@ pub(crate) async fn run(
             Ok(Ok(socket)) => {
                 tracing::debug!("connected to the autoscaler");
                 outbox.connected.send_replace(true);
-                pause = config.first_reconnect;
+                let since = Instant::now();
                 let ended = talk(socket, &config, &registry, &outbox, &shutdown).await;
                 outbox.connected.send_replace(false);
                 if shutdown.is_cancelled() {
                     return;
                 }
                 tracing::info!(reason = %ended, "the connection to the autoscaler ended");
-                // It may have restarted elsewhere: try at once.
-                continue;
+                if since.elapsed() >= config.longest_reconnect {
+                    // It may have restarted elsewhere: try at once.
+                    pause = config.first_reconnect;
+                    continue;
+                }
+                // One that hangs up as soon as it is reached is not to be called without pause.
             }
             Ok(Err(error)) => tracing::debug!(%error, "cannot reach the autoscaler"),
             Err(_) => tracing::debug!("the autoscaler did not answer in time"),
@@ -181,8 +185,9 @@ async fn talk(
                 if heard.elapsed() > config.ping_interval * 3 {
                     return "no answer to pings".to_owned();
                 }
-                if let Err(error) = socket.send(Message::Ping(bytes::Bytes::new())).await {
-                    return error.to_string();
+                let ping = Message::Ping(bytes::Bytes::new());
+                if let Err(why) = send(&mut socket, ping, config, shutdown).await {
+                    return why;
                 }
                 continue;
             }
@@ -191,13 +196,30 @@ async fn talk(
             continue;
         }
         let messages = WireStatMessages { messages: batch };
-        if let Err(error) = socket.send(Message::Binary(messages.encode_to_vec().into())).await {
+        let report = Message::Binary(messages.encode_to_vec().into());
+        if let Err(why) = send(&mut socket, report, config, shutdown).await {
             outbox.put_back(messages.messages);
-            return error.to_string();
+            return why;
         }
         for WireStatMessage { namespace, name, .. } in messages.messages.iter().take(immediate) {
             let revision = format_args!("{namespace}/{name}");
             tracing::debug!(target: "ember::coldstart", phase = "reported", %revision);
         }
+    }
+}
+
+/// Sends, but waits no longer for a peer that does not read than for one that does not answer pings.
+async fn send(
+    socket: &mut WebSocketStream<Stream>,
+    message: Message,
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> Result<(), String> {
+    tokio::select! {
+        () = shutdown.cancelled() => Err("shutting down".to_owned()),
+        sent = tokio::time::timeout(config.ping_interval * 3, socket.send(message)) => match sent {
+            Ok(sent) => sent.map_err(|error| error.to_string()),
+            Err(_) => Err("it does not take what is sent".to_owned()),
+        },
     }
 }

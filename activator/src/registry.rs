@@ -74,7 +74,7 @@ impl Registry {
                 let Some(registry) = registry.upgrade() else { return };
                 match change {
                     Change::Applied { new, .. } => registry.put(new),
-                    Change::Deleted(last) => registry.remove(&Key::of(&**last)),
+                    Change::Deleted(last) => registry.remove(last),
                 }
             }
         });
@@ -99,6 +99,10 @@ impl Registry {
     }
 
     fn take_over(&self, state: &Arc<RevisionState>, endpoints: &Endpoints, present: bool) {
+        // A revision made anew under the name of a deleted one has nothing to do with the pods of that one.
+        if endpoints.labels().get(labels::REVISION_UID).is_some_and(|uid| *uid != state.uid) {
+            return;
+        }
         match endpoints.labels().get(labels::SERVICE_TYPE).map(String::as_str) {
             Some(labels::SERVICE_TYPE_PRIVATE) => state.set_endpoints(present.then_some(endpoints)),
             Some(labels::SERVICE_TYPE_PUBLIC) if present => {
@@ -134,16 +138,21 @@ impl Registry {
         }
     }
 
-    fn remove(&self, key: &Key) {
-        let known = self.get(&key.namespace, &key.name);
+    fn remove(&self, revision: &Revision) {
+        let key = Key::of(revision);
+        let Some(known) = self.get(&key.namespace, &key.name) else { return };
+        if known.uid != revision.metadata.uid.as_deref().unwrap_or_default() {
+            return;
+        }
         self.edit(|revisions| {
             if let Some(names) = revisions.get_mut(&key.namespace) {
                 names.remove(&key.name);
+                if names.is_empty() {
+                    revisions.remove(&key.namespace);
+                }
             }
         });
-        if let Some(known) = known {
-            known.close();
-        }
+        known.close();
     }
 
     fn edit(&self, change: impl FnOnce(&mut Revisions)) {

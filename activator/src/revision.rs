@@ -39,6 +39,8 @@ struct Pods {
     set: PodSet,
     probes: HashMap<Address, CancellationToken>,
     position: Option<Position>,
+    /// The revision is gone: nothing is probed any more.
+    closed: bool,
 }
 
 /// One revision.
@@ -75,6 +77,7 @@ impl RevisionState {
                 set: PodSet::new(usable_before_ready(revision)),
                 probes: HashMap::new(),
                 position: None,
+                closed: false,
             }),
             prober,
         }
@@ -84,6 +87,9 @@ impl RevisionState {
     pub(crate) fn set_endpoints(self: &Arc<Self>, endpoints: Option<&Endpoints>) {
         let (ready, not_ready) = endpoints.map(|e| addresses(e, self.port_name)).unwrap_or_default();
         let mut pods = self.pods.lock();
+        if pods.closed {
+            return;
+        }
         let probes = pods.set.update(&ready, &not_ready);
         for address in probes.stop {
             if let Some(token) = pods.probes.remove(&address) {
@@ -108,6 +114,10 @@ impl RevisionState {
     /// A request could not be delivered to a pod: it is not used again until it answers a probe.
     pub fn doubt(self: &Arc<Self>, address: &Address) {
         let mut pods = self.pods.lock();
+        // Requests may outlive their revision.
+        if pods.closed {
+            return;
+        }
         if pods.set.doubted(address) {
             self.probe(&mut pods, address.clone());
         }
@@ -116,9 +126,12 @@ impl RevisionState {
 
     /// The revision is gone.
     pub(crate) fn close(&self) {
-        for (_, token) in self.pods.lock().probes.drain() {
+        let mut pods = self.pods.lock();
+        pods.closed = true;
+        for (_, token) in pods.probes.drain() {
             token.cancel();
         }
+        drop(pods);
         self.dispatcher.close();
     }
 
