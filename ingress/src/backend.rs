@@ -161,7 +161,8 @@ pub fn resolve(port: &PortRef, service: Option<&Service>, endpoints: Option<&End
         PortRef::Number(number) => p.port == *number,
         PortRef::Name(name) => p.name.as_deref() == Some(name),
     });
-    if let Some(name) = service.spec.as_ref().and_then(|spec| spec.external_name.as_deref()) {
+    let alias = service.spec.as_ref().and_then(|spec| spec.external_name.as_deref());
+    if let Some(name) = alias.filter(|name| !name.is_empty()) {
         let number = declared.map(|p| p.port).or(match port {
             PortRef::Number(number) => Some(*number),
             PortRef::Name(_) => None,

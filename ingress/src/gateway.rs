@@ -109,8 +109,14 @@ impl Gateway {
         }
     }
 
+    /// The next address to try. The last attempt is the activator's, however many addresses there are; what has no
+    /// revision it cannot serve.
     fn target(&self, choice: &Choice, tried: &[Address]) -> Option<Arc<Target>> {
-        choice.backend.pick(tried).or_else(|| self.activator.pick(tried))
+        if !choice.names_revision() {
+            return choice.backend.pick(tried);
+        }
+        let own = (tried.len() + 1 < MOST_ATTEMPTS).then(|| choice.backend.pick(tried)).flatten();
+        own.or_else(|| self.activator.pick(tried))
     }
 }
 
@@ -127,7 +133,7 @@ fn prepare(headers: &mut HeaderMap, visibility: Visibility, route: &PathRoute, c
             headers.remove(name);
         }
     }
-    if headers.get(header::NETWORK_PROBE).is_some_and(|probe| probe != "probe") {
+    if headers.get_all(header::NETWORK_PROBE).iter().any(|probe| probe != "probe") {
         headers.remove(header::NETWORK_PROBE);
     }
     if headers.get(header::NETWORK_HASH).is_some_and(|hash| hash == "override") {

@@ -72,13 +72,18 @@ async fn listen(
     workers: Workers,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let drain = Drain::new();
-    let mut serving = Vec::new();
-    let listeners =
+    let addresses =
         [(Some(config.listen), Visibility::External), (config.listen_internal, Visibility::Internal)];
-    for (addr, visibility) in listeners {
+    // All before any is served: an address that is taken must not leave the others behind.
+    let mut listeners = Vec::new();
+    for (addr, visibility) in addresses {
         let Some(addr) = addr else { continue };
         let listener = io.network.listen(addr).await.map_err(|source| Error { addr, source })?;
+        listeners.push((listener, visibility));
+    }
+    let drain = Drain::new();
+    let mut serving = Vec::new();
+    for (listener, visibility) in listeners {
         let (workers, drain, io) = (workers.clone(), drain.clone(), io.clone());
         let (table, activator) = (Arc::clone(&table), publisher.activator());
         serving.push(tokio::spawn(async move {

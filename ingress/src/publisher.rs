@@ -223,8 +223,11 @@ impl Shared {
         self.table.store(Arc::new(table));
         let conflicts: HashMap<Key, String> =
             conflicts.into_iter().map(|conflict| (keys[conflict.index].clone(), conflict.host)).collect();
-        // Who lost a host may have it now that another let go of it.
-        for key in published.conflicts.keys().filter(|key| !conflicts.contains_key(*key)) {
+        // Who lost a host may have it now that another let go of it; and an older Ingress that claims more hosts than
+        // before takes them from one that was told it serves them.
+        let freed = published.conflicts.keys().filter(|key| !conflicts.contains_key(*key));
+        let lost = conflicts.iter().filter(|(key, host)| published.conflicts.get(*key) != Some(*host));
+        for key in freed.chain(lost.map(|(key, _)| key)) {
             self.queue.add(key.clone());
         }
         *published = Published { compiled, conflicts, included: changes };

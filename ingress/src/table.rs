@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ember_api::networking::v1alpha1::{HttpIngressPath, Ingress, IngressVisibility};
+use ember_dataplane::header;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::backend::{Backend, BackendKey, PortRef};
@@ -33,6 +34,14 @@ pub struct Choice {
     pub backend: Arc<Backend>,
     /// Headers to set when this choice is taken.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Choice {
+    /// Whether requests say which revision they are for, so that the activator can serve them, too.
+    #[must_use]
+    pub fn names_revision(&self) -> bool {
+        self.headers.iter().any(|(name, _)| *name == header::REVISION)
+    }
 }
 
 /// One path of a rule.
@@ -92,14 +101,14 @@ pub enum InvalidIngress {
 
 type Headers = Vec<(HeaderName, HeaderValue)>;
 
-fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), InvalidIngress> {
+fn header_line(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), InvalidIngress> {
     let invalid = || InvalidIngress::Header(format!("{name}: {value}"));
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
     Ok((name, HeaderValue::from_str(value).map_err(|_| invalid())?))
 }
 
 fn headers(map: &BTreeMap<String, String>) -> Result<Headers, InvalidIngress> {
-    map.iter().map(|(name, value)| header(name, value)).collect()
+    map.iter().map(|(name, value)| header_line(name, value)).collect()
 }
 
 impl Compiled {
@@ -177,12 +186,12 @@ fn path_route(
     }
     let mut matches = Vec::new();
     for (name, wanted) in &path.headers {
-        let (name, value) = header(name, &wanted.exact)?;
+        let (name, value) = header_line(name, &wanted.exact)?;
         matches.push(Match { name, value: (!value.is_empty()).then_some(value) });
     }
     let rewrite_host = match path.rewrite_host.as_str() {
         "" => None,
-        host => Some(header("host", host)?.1),
+        host => Some(header_line("host", host)?.1),
     };
     Ok(PathRoute {
         prefix: path.path.clone(),
@@ -228,7 +237,8 @@ impl Table {
                     Visibility::External => &mut table.external,
                     Visibility::Internal => &mut table.internal,
                 };
-                hosts.insert(host.clone(), Arc::clone(paths));
+                // Of the rules of one Ingress the first decides.
+                hosts.entry(host.clone()).or_insert_with(|| Arc::clone(paths));
             }
         }
         (table, conflicts)
