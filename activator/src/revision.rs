@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn revision(spec: serde_json::Value) -> Revision {
+    fn revision(spec: &serde_json::Value) -> Revision {
         serde_json::from_value(json!({"apiVersion": "serving.knative.dev/v1", "kind": "Revision",
             "metadata": {"name": "r", "namespace": "n"}, "spec": spec}))
         .unwrap()
@@ -241,14 +241,14 @@ mod tests {
 
     #[test]
     fn settings_of_a_revision() {
-        let plain = revision(json!({"timeoutSeconds": 300, "idleTimeoutSeconds": 0,
+        let plain = revision(&json!({"timeoutSeconds": 300, "idleTimeoutSeconds": 0,
             "containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 0}}}]}));
         assert_eq!(timeouts(&plain).total, Some(Duration::from_secs(300)));
         assert_eq!(timeouts(&plain).idle, None);
         assert_eq!(port_name(&plain), "http");
         assert!(usable_before_ready(&plain));
         let special =
-            revision(json!({"containers": [{"name": "c", "ports": [{"name": "h2c", "containerPort": 80}],
+            revision(&json!({"containers": [{"name": "c", "ports": [{"name": "h2c", "containerPort": 80}],
             "readinessProbe": {"exec": {"command": ["x"]}}}]}));
         assert_eq!(port_name(&special), "http2");
         assert!(!usable_before_ready(&special));

@@ -432,11 +432,13 @@ async fn a_client_that_leaves_gives_up_its_place() {
         config.report_interval = Duration::from_millis(50);
     })
     .await;
-    let leaver = world.spawn("/leaver", "");
+    let leavers = [world.spawn("/leaver", ""), world.spawn("/leaver", "with a body")];
     let stayer = world.spawn("/stayer", "");
-    world.until_concurrency(2.0).await;
-    leaver.abort();
-    assert!(leaver.await.unwrap_err().is_cancelled());
+    world.until_concurrency(3.0).await;
+    for leaver in leavers {
+        leaver.abort();
+        assert!(leaver.await.unwrap_err().is_cancelled());
+    }
     world.until_concurrency(1.0).await;
     let pod = Pod::start("a").await;
     world.pods(&[&pod], &[]).await;

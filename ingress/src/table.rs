@@ -289,7 +289,7 @@ mod tests {
     use crate::backend::Backends;
     use serde_json::json;
 
-    fn ingress(name: &str, rules: serde_json::Value) -> Arc<Compiled> {
+    fn ingress(name: &str, rules: &serde_json::Value) -> Arc<Compiled> {
         let ingress: Ingress = serde_json::from_value(json!({
             "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
             "metadata": {"name": name, "namespace": "ns", "uid": name, "generation": 1},
@@ -318,7 +318,7 @@ mod tests {
     fn headers_then_longer_paths_go_first() {
         let compiled = ingress(
             "a",
-            json!([{"hosts": ["h.example.com"], "http": {"paths": [
+            &json!([{"hosts": ["h.example.com"], "http": {"paths": [
             {"splits": [split("all", 100)]},
             {"path": "/foo", "splits": [split("foo", 100)]},
             {"headers": {"Knative-Serving-Tag": {"exact": "t"}}, "splits": [split("tagged", 100)]}]}}]),
@@ -339,7 +339,7 @@ mod tests {
     fn cluster_local_hosts_do_not_exist_outside() {
         let compiled = ingress(
             "a",
-            json!([
+            &json!([
             {"hosts": ["a.ns.svc"], "visibility": "ClusterLocal", "http": {"paths": [{"splits": [split("in", 100)]}]}},
             {"hosts": ["a.example.com"], "http": {"paths": [{"splits": [split("out", 100)]}]}}]),
         );
@@ -356,7 +356,8 @@ mod tests {
     #[test]
     fn the_later_claim_on_a_host_is_refused_whole() {
         let rules = |service| json!([{"hosts": ["x.example.com"], "http": {"paths": [{"splits": [split(service, 100)]}]}}]);
-        let (table, conflicts) = Table::build(&[ingress("a", rules("first")), ingress("b", rules("second"))]);
+        let (table, conflicts) =
+            Table::build(&[ingress("a", &rules("first")), ingress("b", &rules("second"))]);
         assert_eq!(conflicts, [Conflict { index: 1, host: "x.example.com".into() }]);
         let to = service(&table, Visibility::External, "x.example.com", "/", &HeaderMap::new());
         assert_eq!(to.as_deref(), Some("first"));
