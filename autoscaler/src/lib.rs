@@ -16,6 +16,7 @@ mod held;
 #[cfg(test)]
 mod laws;
 pub mod metric;
+mod pace;
 pub mod podautoscaler;
 pub mod pods;
 mod probe;

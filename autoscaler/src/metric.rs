@@ -20,7 +20,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::collection::CollectionSpec;
 use crate::config::Config;
-use crate::podautoscaler::reconciler::{Reconciler, every};
+use crate::pace;
+use crate::podautoscaler::reconciler::Reconciler;
 use crate::pods::PodIndex;
 use crate::resolution;
 use crate::revisions::{Revision, Revisions, ScrapeJob};
@@ -135,11 +136,10 @@ impl MetricReconciler {
 
     /// Scrapes all revisions that have pods, again and again until the component stops.
     pub(crate) async fn scrape(self: Arc<Self>) {
-        let mut ticks = every(self.config.scrape_interval);
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = pace::next(&*self.io.clock, self.config.scrape_interval, pace::SCRAPE) => {}
             }
             for (revision, job) in self.revisions.scrape_jobs(|key| self.queue.add(key.clone())) {
                 // A revision whose last scrape is not over yet is left out.

@@ -313,6 +313,7 @@ impl Revisions {
         let load = state.collection.as_ref()?.collection.load(decider.spec.scaling_metric, now)?;
         let ready = self.pods.counts(&decider.revision).ready;
         let decision = decider.decider.evaluate(&decider.spec, now, ready, load)?;
+        tracing::trace!(revision = %decider.revision, ?decision, ready, ?load, "decided");
         decider.last = Some(decision);
         let next = DeciderStatus {
             desired_scale: decision.desired,

@@ -36,7 +36,13 @@ pub async fn delete(client: &Client, path: &str) -> Result<Value, kube::Error> {
     send(client, "DELETE", path, "application/json", &Value::Object(serde_json::Map::new())).await
 }
 
-async fn send(client: &Client, method: &str, path: &str, kind: &str, body: &Value) -> Result<Value, kube::Error> {
+async fn send(
+    client: &Client,
+    method: &str,
+    path: &str,
+    kind: &str,
+    body: &Value,
+) -> Result<Value, kube::Error> {
     let request = http::Request::builder()
         .method(method)
         .uri(path)

@@ -25,7 +25,11 @@ pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
     let program = profile.join("ember");
-    assert!(program.exists(), "{} is missing: run `cargo test --workspace`, or build it first", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo test --workspace`, or build it first",
+        program.display()
+    );
     program
 }
 
@@ -77,7 +81,9 @@ impl Ember {
                 let line = out.recv_timeout(PATIENCE).ok()?;
                 let mut words = line.split_whitespace();
                 match (words.next(), words.next()) {
-                    (Some("gateway"), Some(url)) => gateway = url.strip_prefix("http://").and_then(|a| a.parse().ok()),
+                    (Some("gateway"), Some(url)) => {
+                        gateway = url.strip_prefix("http://").and_then(|a| a.parse().ok())
+                    }
                     (Some("kubeconfig"), Some(path)) => kubeconfig = Some(PathBuf::from(path)),
                     _ => {}
                 }
@@ -143,9 +149,13 @@ impl Ember {
 
     /// Sets keys of config-autoscaler.
     pub async fn configure_autoscaler(&self, data: &serde_json::Value) {
-        api::merge(&self.client, "/api/v1/namespaces/knative-serving/configmaps/config-autoscaler", &json!({"data": data}))
-            .await
-            .expect("config-autoscaler takes the keys");
+        api::merge(
+            &self.client,
+            "/api/v1/namespaces/knative-serving/configmaps/config-autoscaler",
+            &json!({"data": data}),
+        )
+        .await
+        .expect("config-autoscaler takes the keys");
     }
 
     /// Waits until a service of namespace `default` is Ready.
@@ -168,7 +178,12 @@ impl Ember {
     }
 
     /// The same for a range, with a deadline.
-    pub async fn pods_within(&self, service: &str, range: std::ops::RangeInclusive<usize>, patience: Duration) {
+    pub async fn pods_within(
+        &self,
+        service: &str,
+        range: std::ops::RangeInclusive<usize>,
+        patience: Duration,
+    ) {
         eventually(&format!("{service} with {range:?} pods"), patience, || async {
             let pods = self.running(service).await;
             if range.contains(&pods.len()) { Ok(()) } else { Err(pods) }
@@ -178,8 +193,9 @@ impl Ember {
 
     /// Names of a service's pods that are not ending.
     pub async fn running(&self, service: &str) -> Vec<String> {
-        let path =
-            format!("/api/v1/namespaces/default/pods?labelSelector=serving.knative.dev%2Fservice%3D{service}");
+        let path = format!(
+            "/api/v1/namespaces/default/pods?labelSelector=serving.knative.dev%2Fservice%3D{service}"
+        );
         let list = api::get(&self.client, &path).await.unwrap_or_default();
         let pods = list["items"].as_array().cloned().unwrap_or_default();
         let alive = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());

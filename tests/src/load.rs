@@ -51,7 +51,9 @@ impl Load {
                         Ok(answer) if answer.status.is_success() => {
                             *tally.answers.entry(answer.text.trim().to_owned()).or_default() += 1;
                         }
-                        Ok(answer) => tally.failures.push(format!("{} {}", answer.status, answer.text.trim())),
+                        Ok(answer) => {
+                            tally.failures.push(format!("{} {}", answer.status, answer.text.trim()))
+                        }
                         Err(error) => tally.failures.push(error),
                     }
                 }

@@ -68,9 +68,11 @@ fn the_sidecar_does_not_link_the_kubernetes_client() {
             continue;
         }
         let node = resolve.nodes.iter().find(|n| &n.id == id).unwrap();
-        let linked = node.deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
+        let linked =
+            node.deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
         open.extend(linked.map(|d| &d.pkg));
     }
-    let kube: Vec<_> = seen.into_iter().map(name).filter(|n| n.starts_with("kube") || n == "k8s-openapi").collect();
+    let kube: Vec<_> =
+        seen.into_iter().map(name).filter(|n| n.starts_with("kube") || n == "k8s-openapi").collect();
     assert!(kube.is_empty(), "{kube:?}");
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use ember_api::annotations;
 use ember_api::autoscaling::v1alpha1::{Metric, PodAutoscaler};
@@ -25,6 +24,7 @@ use super::plan::{self, Next, Observed, Plan};
 use super::scale_target::ScaleTargets;
 use crate::config::Config;
 use crate::decider::DeciderStatus;
+use crate::pace;
 use crate::pods::{PodCounts, PodIndex};
 use crate::probe;
 use crate::resolution::{Resolved, Settings, resolve};
@@ -303,22 +303,14 @@ impl Reconciler {
 
     /// Evaluates all revisions again and again until the component stops.
     pub(crate) async fn tick(self: Arc<Self>) {
-        let mut ticks = every(self.config.tick);
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = ticks.tick() => self.revisions.tick(|key, status| self.decided(key, status)),
+                () = pace::next(&*self.io.clock, self.config.tick, pace::EVALUATION) => {}
             }
+            self.revisions.tick(|key, status| self.decided(key, status));
         }
     }
-}
-
-/// A tick that is not made up for when it was missed.
-pub(crate) fn every(period: Duration) -> tokio::time::Interval {
-    let period = period.max(Duration::from_millis(1));
-    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    interval
 }
 
 /// How a write of the scale ended.

@@ -7,6 +7,7 @@ mod descriptors;
 mod network;
 mod pod_logs;
 mod seed;
+mod settled;
 mod sidecar;
 
 use std::fmt::Display;
@@ -196,11 +197,14 @@ impl Instance {
             ..ember_ingress::Config::default()
         };
         let token = stop();
-        let ingress = Component::spawn(
-            "ingress",
-            token.clone(),
-            ember_ingress::run(ingress, io.clone(), client(), workers.clone(), token),
-        );
+        let ingress = Component::spawn("ingress", token.clone(), {
+            let (io, client, workers) = (io.clone(), client(), workers.clone());
+            async move {
+                // A crash may have lost what is derived: a host must not be unknown until it is made again.
+                settled::routes(&client).await;
+                ember_ingress::run(ingress, io, client, workers, token).await
+            }
+        });
 
         let activator = ember_activator::Config {
             bind: addresses.activator,
