@@ -25,6 +25,7 @@ use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -267,43 +268,33 @@ impl Instance {
     async fn serve(mut self, manifests: &[Manifest]) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut components = std::mem::take(&mut self.components);
         let work = async {
-            self.listening().await;
+            self.answering().await;
             self.announce()?;
             self.background.spawn(announcer::run(self.client.clone(), self.gateway, self.last.clone()));
-            apply_all(&self.client, manifests).await
+            apply_all(&self.client, manifests).await?;
+            std::future::pending().await
         };
+        // A component that cannot go on ends everything, at start too: the rest would wait for it in vain.
         let result = tokio::select! {
             result = work => result,
-            _ = interrupt.recv() => return self.end(Ok(())).await,
-            _ = terminate.recv() => return self.end(Ok(())).await,
-        };
-        if result.is_err() {
-            return self.end(result).await;
-        }
-        let tasks = self.components.iter_mut().map(|(component, _)| {
-            let name = component.name;
-            Box::pin(async move { (name, (&mut component.task).await) })
-        });
-        let result = tokio::select! {
-            ((name, ended), index, _) = futures::future::select_all(tasks) => {
-                self.components.remove(index);
-                Err(match ended {
-                    Ok(Ok(())) => anyhow::anyhow!("{name} ended by itself"),
-                    Ok(Err(error)) => anyhow::anyhow!("{name}: {error}"),
-                    Err(error) => anyhow::anyhow!("{name}: {error}"),
-                })
+            (index, error) = first_to_end(&mut components) => {
+                components.remove(index);
+                Err(error)
             }
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
         };
+        self.components = components;
         self.end(result).await
     }
 
-    /// Waits until the gateway takes connections: its caches are synced then.
-    async fn listening(&self) {
+    /// Waits until the gateway answers, which it does once its routing table is complete. That it can be connected to
+    /// says nothing: its socket was opened first of all.
+    async fn answering(&self) {
         let pause = Duration::from_millis(2);
-        while tokio::net::TcpStream::connect(self.gateway).await.is_err() {
+        while ask(self.gateway).await.is_err() {
             tokio::time::sleep(pause).await;
         }
     }
@@ -341,6 +332,29 @@ impl Instance {
             _ = interrupt.recv() => bail!("interrupted again: ended at once"),
             _ = terminate.recv() => bail!("interrupted again: ended at once"),
         }
+    }
+}
+
+/// The index of the component that ends first, and why that is an error.
+async fn first_to_end(components: &mut [(Component, Duration)]) -> (usize, anyhow::Error) {
+    let tasks = components.iter_mut().map(|(component, _)| &mut component.task);
+    let (ended, index, _) = futures::future::select_all(tasks).await;
+    let name = components[index].0.name;
+    let error = match ended {
+        Ok(Ok(())) => anyhow::anyhow!("{name} ended by itself"),
+        Ok(Err(error)) => anyhow::anyhow!("{name}: {error}"),
+        Err(error) => anyhow::anyhow!("{name}: {error}"),
+    };
+    (index, error)
+}
+
+/// Asks an HTTP server for any answer at all.
+async fn ask(server: SocketAddr) -> std::io::Result<()> {
+    let mut stream = tokio::net::TcpStream::connect(server).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: ember\r\nConnection: close\r\n\r\n").await?;
+    match stream.read(&mut [0]).await? {
+        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
     }
 }
 
