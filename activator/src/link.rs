@@ -65,6 +65,11 @@ impl Outbox {
         u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// Whether a report waits to be sent at once.
+    fn holds(&self, key: &Key) -> bool {
+        self.pending.lock().contains_key(key)
+    }
+
     fn take(&self) -> Vec<WireStatMessage> {
         let pending = std::mem::take(&mut *self.pending.lock());
         pending.into_iter().map(|(key, stat)| message(key, stat)).collect()
@@ -144,6 +149,12 @@ async fn talk(
     outbox: &Outbox,
     shutdown: &CancellationToken,
 ) -> String {
+    // What the last connection took may have been lost with it, and a request may be waiting to be known of.
+    for revision in registry.all() {
+        if !outbox.holds(&revision.key) {
+            revision.reporter.told_in_vain();
+        }
+    }
     // The first tick comes at once: a new autoscaler has to know what is under way.
     let mut tick = tokio::time::interval(config.report_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

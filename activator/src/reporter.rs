@@ -41,6 +41,13 @@ impl Reporter {
         }
     }
 
+    /// What was told at once may not have arrived: the next report counts it again.
+    pub fn told_in_vain(&self) {
+        if let Some(active) = self.0.lock().as_mut() {
+            active.ahead = false;
+        }
+    }
+
     /// The report of the time since the last one; `None` for a revision without traffic. After a window without any
     /// concurrency, which is reported as zero once, the next request is reported at once again.
     #[must_use]
@@ -112,5 +119,14 @@ mod tests {
         assert_eq!(numbers(reporter.report(2 * MS, "a")), Some((0.0, 0.0)));
         assert_eq!(numbers(reporter.report(3 * MS, "a")), None);
         assert!(reporter.enter(3 * MS));
+    }
+
+    #[test]
+    fn what_may_not_have_arrived_is_counted_again() {
+        let reporter = Reporter::default();
+        reporter.told_in_vain();
+        assert!(reporter.enter(0));
+        reporter.told_in_vain();
+        assert_eq!(numbers(reporter.report(MS, "a")), Some((1.0, 1.0)));
     }
 }

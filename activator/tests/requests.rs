@@ -180,6 +180,7 @@ struct World {
     activator: JoinHandle<Result<(), ember_activator::Error>>,
     workers: Workers,
     autoscaler: JoinHandle<()>,
+    autoscaler_addr: SocketAddr,
     server: ApiServer,
     _data: tempfile::TempDir,
 }
@@ -196,10 +197,11 @@ impl World {
         create_revision(&client, &spec).await;
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let autoscaler_addr = listener.local_addr().unwrap();
         let mut config = Config {
             bind: [127, 0, 0, 1].into(),
             ports: vec![0],
-            autoscaler: ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port()),
+            autoscaler: ("127.0.0.1".to_owned(), autoscaler_addr.port()),
             first_reconnect: Duration::from_millis(5),
             report_interval: NEVER,
             drain_settle: Duration::ZERO,
@@ -215,8 +217,18 @@ impl World {
         let activator =
             tokio::spawn(ember_activator::run(config, io, client.clone(), workers.clone(), shutdown.clone()));
         let addr = eventually("the activator to listen", async || *network.0.lock()).await;
-        let world =
-            Self { client, addr, reports, shutdown, activator, workers, autoscaler, server, _data: data };
+        let world = Self {
+            client,
+            addr,
+            reports,
+            shutdown,
+            activator,
+            workers,
+            autoscaler,
+            autoscaler_addr,
+            server,
+            _data: data,
+        };
         eventually("the link to the autoscaler", async || {
             let answer = world.request("/", &[("user-agent", "kube-probe/1")], "").await;
             (answer.0 == StatusCode::OK).then_some(())
@@ -378,6 +390,33 @@ async fn a_request_at_zero_is_reported_at_once_and_waits_for_the_first_pod() {
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert_eq!(text, "Error getting active endpoint: revision.serving.knative.dev \"other\" not found\n");
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_comes_while_the_autoscaler_restarts_is_reported_to_the_next_one() {
+    for told_before in [false, true] {
+        let mut world = World::start(json!({}), |config| {
+            config.longest_reconnect = Duration::from_millis(20);
+        })
+        .await;
+        let mut waiting = None;
+        if told_before {
+            // Told to one that forgets it.
+            waiting = Some(world.spawn("/", ""));
+            assert_eq!(world.report().await, (1.0, 1.0));
+        }
+        world.autoscaler.abort();
+        assert!((&mut world.autoscaler).await.unwrap_err().is_cancelled());
+        let waiting = waiting.unwrap_or_else(|| world.spawn("/", ""));
+        let listener = TcpListener::bind(world.autoscaler_addr).await.unwrap();
+        let (send, reports) = mpsc::unbounded_channel();
+        (world.autoscaler, world.reports) = (tokio::spawn(autoscaler(listener, send)), reports);
+        world.until_concurrency(1.0).await;
+        let pod = Pod::start("a").await;
+        world.pods(&[&pod], &[]).await;
+        assert_eq!(soon("the answer", waiting).await.unwrap(), ok("a"));
+        world.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -66,8 +66,12 @@ impl EventRecorder {
                 let Some(event) = event else { return };
                 let namespace = event.metadata.namespace.clone().unwrap_or_default();
                 let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-                if let Err(error) = api.create(&PostParams::default(), &event).await {
-                    tracing::debug!(%error, "an event was not written");
+                let parameters = PostParams::default();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    created = api.create(&parameters, &event) => if let Err(error) = created {
+                        tracing::debug!(%error, "an event was not written");
+                    },
                 }
             }
         };
