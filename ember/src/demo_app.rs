@@ -190,7 +190,7 @@ fn parameters(query: &str) -> anyhow::Result<HashMap<&str, u64>> {
 
 /// The largest prime below `limit`, by trial division from above.
 fn largest_prime(limit: u64) -> Option<u64> {
-    let is_prime = |n: u64| (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u64| (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
     (2..limit).rev().find(|&n| is_prime(n))
 }
 

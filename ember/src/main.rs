@@ -31,7 +31,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     // Only the first call in a process can install it; there is no other.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
-        Command::Up(options) => up::run(options),
+        Command::Up(options) => up::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {
             block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))

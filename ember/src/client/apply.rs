@@ -54,17 +54,17 @@ async fn try_apply(
     default_namespace: &str,
 ) -> anyhow::Result<Applied> {
     let collection = resources.of_kind(manifest.api_version(), manifest.kind())?;
-    let namespace = Some(manifest.namespace().unwrap_or(default_namespace));
-    let path = collection.path(namespace, Some(manifest.name()));
+    let namespace = manifest.namespace().unwrap_or(default_namespace);
+    let path = collection.path(Some(namespace), Some(manifest.name()));
     let mut wanted = manifest.object.clone();
     if collection.namespaced {
-        wanted["metadata"]["namespace"] = namespace.unwrap_or_default().into();
+        wanted["metadata"]["namespace"] = namespace.into();
     }
     let wanted = merge::annotated(&wanted);
     let live = match send(client, Method::GET, &path, "application/json", None).await {
         Ok(live) => live,
         Err(error) if code(&error) == Some(StatusCode::NOT_FOUND) => {
-            let path = format!("{}?{QUERY}", collection.path(namespace, None));
+            let path = format!("{}?{QUERY}", collection.path(Some(namespace), None));
             send(client, Method::POST, &path, "application/json", Some(&wanted)).await?;
             return Ok(Applied::Created);
         }

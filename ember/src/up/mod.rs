@@ -50,7 +50,7 @@ const PODS_END: Duration = Duration::from_secs(4);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs until Ctrl-C or SIGTERM.
-pub(crate) fn run(options: Up) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     if !cfg!(target_os = "linux") {
         bail!("ember up runs on Linux only: it needs all of 127.0.0.0/8 and Linux's process control");
     }
@@ -65,7 +65,7 @@ pub(crate) fn run(options: Up) -> anyhow::Result<()> {
     let workers = Workers::start(options.workers.unwrap_or(cores))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let result = Instance::start(&options, workers.clone(), files).await;
+        let result = Instance::start(options, workers.clone(), files).await;
         let result = match result {
             Ok(instance) => instance.serve(&manifests).await,
             Err(error) => Err(error),
