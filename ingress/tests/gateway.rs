@@ -340,6 +340,8 @@ async fn internal_headers_of_clients_do_not_pass_and_the_hash_is_filled_in() {
     assert_eq!(seen["k-network-hash"], "mine");
     assert_eq!(seen["traceparent"], "00-1-2-03");
 
+    assert_eq!(client.get(HOST, &[("host", LOCAL_HOST)]).await.status, StatusCode::BAD_REQUEST);
+
     client.get(HOST, &[("k-network-probe", "probe"), ("k-network-hash", "override")]).await;
     let seen = pod.last();
     assert_eq!(seen["k-network-probe"], "probe");
