@@ -82,7 +82,7 @@ impl Ember {
                 let mut words = line.split_whitespace();
                 match (words.next(), words.next()) {
                     (Some("gateway"), Some(url)) => {
-                        gateway = url.strip_prefix("http://").and_then(|a| a.parse().ok())
+                        gateway = url.strip_prefix("http://").and_then(|a| a.parse().ok());
                     }
                     (Some("kubeconfig"), Some(path)) => kubeconfig = Some(PathBuf::from(path)),
                     _ => {}

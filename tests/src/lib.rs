@@ -3,6 +3,8 @@
 //!
 //! Every wait is on a condition and has a deadline; nothing here sleeps for a fixed time and hopes.
 
+#![expect(clippy::expect_used, clippy::print_stderr, reason = "a test harness panics to fail its test")]
+
 pub mod api;
 pub mod http;
 pub mod instance;

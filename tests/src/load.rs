@@ -52,7 +52,7 @@ impl Load {
                             *tally.answers.entry(answer.text.trim().to_owned()).or_default() += 1;
                         }
                         Ok(answer) => {
-                            tally.failures.push(format!("{} {}", answer.status, answer.text.trim()))
+                            tally.failures.push(format!("{} {}", answer.status, answer.text.trim()));
                         }
                         Err(error) => tally.failures.push(error),
                     }

@@ -2,6 +2,7 @@
 
 mod failures;
 mod input;
+mod kubectl;
 mod lifecycle;
 mod manifests;
 mod scaling;
