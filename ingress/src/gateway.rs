@@ -1,6 +1,7 @@
 //! One request through the gateway.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ember_dataplane::address::Address;
@@ -12,12 +13,16 @@ use ember_dataplane::pool::Pool;
 use ember_dataplane::proxy::{Outbound, Proxy};
 use ember_dataplane::server::{Conn, Handler};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use tokio::time::Instant;
 
 use crate::backend::{Backend, Target};
 use crate::table::{Choice, PathRoute, Table, Visibility, without_port};
 
 /// How many addresses are tried for a request that may be repeated, the activator's included.
 const MOST_ATTEMPTS: usize = 8;
+
+/// How long connecting may take before another address is tried: one that answers does so within a round trip.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Headers that only Ember's own components may set.
 const INTERNAL: [HeaderName; 7] = [
@@ -96,7 +101,8 @@ impl Gateway {
                 );
             };
             let counted = target.enter();
-            match self.proxy.forward(outbound, &target.address, None).await {
+            let connect_by = Instant::now() + CONNECT_TIMEOUT;
+            match self.proxy.forward(outbound, &target.address, Some(connect_by)).await {
                 Ok(mut response) => {
                     response.body_mut().attach(counted);
                     return response;

@@ -2,6 +2,7 @@
 //! belongs to what a command was asked to print.
 
 use std::fmt;
+use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -44,7 +45,9 @@ pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         Format::Json => builder.json().flatten_event(true).finish().try_init(),
-        Format::Plain => builder.with_target(false).finish().try_init(),
+        Format::Plain => {
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).finish().try_init()
+        }
     }
     .map_err(LogError::Installed)
 }

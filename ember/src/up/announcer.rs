@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use ember_api::serving::v1::Service;
 use ember_api::status::Conditioned;
@@ -19,10 +20,30 @@ enum Said {
     Failed(String),
 }
 
+/// How many lines may wait to be printed.
+const WAITING: usize = 1024;
+
+/// Prints on a thread of its own: a terminal that does not take the lines must not hold up the control plane.
+fn printer() -> SyncSender<String> {
+    let (lines, waiting) = sync_channel::<String>(WAITING);
+    std::thread::spawn(move || {
+        for line in waiting {
+            // Nobody reading is no reason to stop.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+    });
+    lines
+}
+
 /// Prints a line for each service that becomes Ready or fails, until `shutdown`.
 pub(crate) async fn run(client: Client, gateway: SocketAddr, shutdown: CancellationToken) {
     let services: Cache<Service> = Cache::new();
     let said: Mutex<HashMap<Key, Said>> = Mutex::default();
+    let lines = printer();
+    let say = move |line: &str| {
+        // More than can be printed is dropped: nobody is reading, then.
+        let _ = lines.try_send(line.to_owned());
+    };
     services.on_change(move |change| {
         let service = change.object();
         let key = Key::of(&**service);
@@ -66,9 +87,4 @@ fn ready(key: &Key, url: &str, gateway: SocketAddr) -> String {
     format!(
         "service {key} is ready at {url}\n  (where {host} does not resolve: curl -H 'Host: {host}' http://{gateway})"
     )
-}
-
-fn say(line: &str) {
-    // Nobody reading is no reason to stop.
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -43,9 +43,11 @@ const AUTOSCALER: u16 = 2;
 const GATEWAY: u16 = 3;
 /// Where cluster-local hosts are served, on the gateway's own address.
 const INTERNAL_PORT: u16 = 8081;
-/// How long requests under way, pods and the store each have at the end; together they stay below ten seconds.
+/// How long requests under way, and then pods, have at the end.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 const PODS_END: Duration = Duration::from_secs(4);
+/// Nobody waits longer than this for Ctrl-C.
+const ALL_ENDS: Duration = Duration::from_millis(9_500);
 /// What a component gets to notice that it is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -328,7 +330,10 @@ impl Instance {
             self.server.close();
         };
         tokio::select! {
-            () = ending => result,
+            ended = tokio::time::timeout(ALL_ENDS, ending) => match ended {
+                Ok(()) => result,
+                Err(_) => result.and_then(|()| bail!("not everything ended within {ALL_ENDS:?}")),
+            },
             _ = interrupt.recv() => bail!("interrupted again: ended at once"),
             _ = terminate.recv() => bail!("interrupted again: ended at once"),
         }
