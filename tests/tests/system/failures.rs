@@ -87,3 +87,16 @@ async fn a_probe_that_never_succeeds_runs_into_the_progress_deadline() {
     let available = api::condition(&revision, "ResourcesAvailable").unwrap();
     assert_eq!(available["reason"], "ProgressDeadlineExceeded", "{revision}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_killed_shows_the_signal() {
+    let ember = Ember::start().await;
+    // The doubled dollars become single ones: a container's command may name variables of its environment.
+    let killed = json!({"image": "dev.local/host", "command": ["sh", "-c", "kill -9 $$$$"]});
+    check(&ember, "killed", &killed, "RevisionFailed", &["Revision \"killed-00001\" failed with message"])
+        .await;
+    let path = "/apis/serving.knative.dev/v1/namespaces/default/revisions/killed-00001";
+    let revision = api::get(&ember.client, path).await.unwrap();
+    let healthy = api::condition(&revision, "ContainerHealthy").unwrap();
+    assert_eq!(healthy["reason"], "ExitCode137", "{revision}");
+}

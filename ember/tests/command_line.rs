@@ -1,0 +1,63 @@
+//! The `ember` program as a person at a terminal meets it, without a running instance.
+
+use std::process::{Command, Output};
+
+fn ember(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ember"))
+        .args(arguments)
+        .env("XDG_DATA_HOME", "/nonexistent")
+        .env_remove("EMBER_KUBECONFIG")
+        .output()
+        .expect("ember runs")
+}
+
+fn refusal(arguments: &[&str]) -> String {
+    let output = ember(arguments);
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = ember(&["--help"]);
+    let help = String::from_utf8_lossy(&output.stdout);
+    for command in ["up", "apply", "get", "delete", "logs", "demo-app"] {
+        assert!(help.contains(&format!("\n  {command}")), "{command} in {help}");
+    }
+}
+
+#[test]
+fn without_an_instance_the_kubeconfig_is_named() {
+    for arguments in [vec!["get", "ksvc"], vec!["delete", "ksvc", "a"], vec!["logs", "a"]] {
+        let error = refusal(&arguments);
+        assert!(error.contains("/nonexistent/ember/kubeconfig") && error.contains("ember up"), "{error}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    for (arguments, part) in [
+        (vec!["up", "--http", "nowhere"], "--http"),
+        (vec!["up", "--workers", "none"], "--workers"),
+        (vec!["up", "--log", "=x"], "log"),
+        (vec!["up", "-f", "/nonexistent/hello.yaml"], "/nonexistent/hello.yaml"),
+        (vec!["apply", "-f", "/nonexistent"], "/nonexistent"),
+        (vec!["demo-app", "nothing"], "nothing"),
+    ] {
+        let error = refusal(&arguments);
+        assert!(error.contains(part), "{part:?} in {error}");
+    }
+}
+
+#[test]
+fn the_demo_app_says_which_variable_is_wrong() {
+    for (name, value) in [("PORT", "many"), ("HOST", "here")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ember"))
+            .args(["demo-app", "hello"])
+            .env(name, value)
+            .output()
+            .expect("ember runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(name) && error.contains(value), "{error}");
+    }
+}
