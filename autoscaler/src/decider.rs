@@ -206,7 +206,7 @@ impl Decider {
 
 /// Rate limits, then the activation scale: it may exceed the rate and looks at the unlimited number of pods.
 fn limit(spec: &DeciderSpec, pods: f64, down: f64, up: f64) -> (i32, Reason) {
-    let scale = pods.max(down).min(up) as i32;
+    let scale = whole(pods.max(down).min(up));
     if spec.activation_scale > 1 && pods > 0.0 && spec.activation_scale > scale {
         return (spec.activation_scale, Reason::ActivationScale);
     }
@@ -220,6 +220,11 @@ fn limit(spec: &DeciderSpec, pods: f64, down: f64, up: f64) -> (i32, Reason) {
     (scale, reason)
 }
 
+/// A number without its fraction. What is no number counts as the smallest one: too little capacity, as in Knative.
+fn whole(number: f64) -> i32 {
+    if number.is_nan() { i32::MIN } else { number as i32 }
+}
+
 /// What the ready pods could take on top of the present load and the wanted burst. Negative: the activator has to
 /// stay in the path.
 #[must_use]
@@ -228,7 +233,7 @@ pub fn excess_burst_capacity(spec: &DeciderSpec, ready: i32, panic_load: f64) ->
     if wanted == 0.0 {
         0
     } else if wanted > 0.0 {
-        (f64::from(ready) * spec.total_value - wanted - panic_load).floor() as i32
+        whole((f64::from(ready) * spec.total_value - wanted - panic_load).floor())
     } else {
         -1
     }
@@ -252,7 +257,7 @@ impl DeciderStatus {
             wanted as i32
         } else {
             // Toward zero, where evaluations round down: Knative's difference.
-            (f64::from(spec.initial_scale) * spec.total_value - wanted) as i32
+            whole(f64::from(spec.initial_scale) * spec.total_value - wanted)
         };
         Self { desired_scale: -1, excess_burst_capacity }
     }

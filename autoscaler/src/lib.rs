@@ -207,7 +207,11 @@ async fn follow_settings(reconciler: &Reconciler) {
 
 fn enqueue_changes(caches: &Caches, reconciler: &Arc<Reconciler>, metrics: &Arc<MetricReconciler>) {
     let queue = reconciler.queue.clone();
-    caches.podautoscalers.on_change(move |change| queue.add(Key::of(&**change.object())));
+    caches.podautoscalers.on_change(move |change| {
+        if !is_known(change) {
+            queue.add(Key::of(&**change.object()));
+        }
+    });
     let queue = reconciler.queue.clone();
     caches.services.on_change(move |change| add_owner(&queue, change));
     let (queue, collecting) = (reconciler.queue.clone(), metrics.queue.clone());
@@ -223,8 +227,20 @@ fn enqueue_changes(caches: &Caches, reconciler: &Arc<Reconciler>, metrics: &Arc<
     });
 }
 
+/// Whether the watch delivers what the cache holds already: our own write, of which nobody has to be told. Where it
+/// calls for another look, the reconcile that wrote it arranged one.
+fn is_known<K: Resource>(change: &Change<K>) -> bool {
+    match change {
+        Change::Applied { old: Some(old), new } => old.meta().resource_version == new.meta().resource_version,
+        _ => false,
+    }
+}
+
 /// Queues the PodAutoscaler that a child belongs to.
 fn add_owner<K: Resource>(queue: &WorkQueue<Key>, change: &Change<K>) {
+    if is_known(change) {
+        return;
+    }
     let child = change.object();
     let owners = child.meta().owner_references.iter().flatten();
     let mut owners = owners.filter(|owner| owner.controller == Some(true) && owner.kind == "PodAutoscaler");

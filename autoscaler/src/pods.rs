@@ -123,11 +123,13 @@ impl RevisionPods {
 pub struct PodIndex(Arc<RwLock<HashMap<Key, RevisionPods>>>);
 
 impl PodIndex {
-    /// Takes over what the watch saw; returns the revision it concerns.
+    /// Takes over what the watch saw; returns the revision if the number of its ready pods changed or its last pod
+    /// went: nothing else about pods concerns its scale.
     pub fn observe(&self, change: &Change<Pod>) -> Option<Key> {
         let pod = change.object();
         let key = Key::new(pod.namespace().unwrap_or_default(), pod.labels().get(REVISION_LABEL)?);
         let mut index = self.0.write();
+        let before = index.get(&key).map(|revision| revision.counts).unwrap_or_default();
         match change {
             Change::Applied { new, .. } => {
                 let revision = index.entry(key.clone()).or_default();
@@ -144,7 +146,9 @@ impl PodIndex {
                 }
             }
         }
-        Some(key)
+        let after = index.get(&key).map(|revision| revision.counts).unwrap_or_default();
+        let emptied = after == PodCounts::default() && before != after;
+        (before.ready != after.ready || emptied).then_some(key)
     }
 
     /// The counts of a revision.
@@ -192,22 +196,30 @@ mod tests {
         let index = PodIndex::default();
         let key = Key::new("ns", "rev");
         let apply = |new| index.observe(&Change::Applied { old: None, new });
-        apply(pod("ready", "Running", true, false));
-        apply(pod("starting", "Running", false, false));
-        apply(pod("pending", "Pending", false, false));
-        apply(pod("leaving", "Running", true, true));
-        apply(pod("failed", "Failed", false, false));
+        assert_eq!(apply(pod("ready", "Running", true, false)), Some(key.clone()));
+        assert_eq!(apply(pod("ready", "Running", true, false)), None, "no other than before");
+        for unready in [
+            pod("starting", "Running", false, false),
+            pod("pending", "Pending", false, false),
+            pod("leaving", "Running", true, true),
+            pod("failed", "Failed", false, false),
+        ] {
+            assert_eq!(apply(unready), None, "of no account for the scale");
+        }
         assert_eq!(index.counts(&key), PodCounts { ready: 1, not_ready: 3, pending: 1, terminating: 1 });
         assert_eq!(
             index.ready(&key),
             [ReadyPod { ip: "10.0.0.1".into(), started: Time::from_millis(946_684_810_000) }]
         );
 
-        apply(pod("ready", "Running", true, true));
+        assert_eq!(apply(pod("ready", "Running", true, true)), Some(key.clone()));
         assert!(!index.has_ready(&key));
-        for name in ["ready", "starting", "pending", "leaving", "failed"] {
-            index.observe(&Change::Deleted(pod(name, "Running", true, false)));
+        let delete = |name| index.observe(&Change::Deleted(pod(name, "Running", true, false)));
+        for name in ["ready", "starting", "leaving"] {
+            assert_eq!(delete(name), None);
         }
+        assert_eq!(delete("pending"), Some(key.clone()), "the last one that counts");
+        assert_eq!(delete("failed"), None);
         assert_eq!(index.counts(&key), PodCounts::default());
         assert!(index.0.read().is_empty());
     }

@@ -194,7 +194,9 @@ fn target(read: Scaling<'_>, container_concurrency: f64, config: &Autoscaler) ->
 
 /// A part of the stable window in whole seconds, halves up, at least one.
 fn panic_window(stable_window: Duration, percentage: f64) -> Duration {
-    let nanos = (stable_window.as_nanos() as f64 * percentage / 100.0) as i64;
-    let seconds = (nanos + SECOND_NANOS / 2).div_euclid(SECOND_NANOS);
+    let nanos = stable_window.as_nanos() as f64 * percentage / 100.0;
+    // What no duration can hold gives the shortest window, as in Knative.
+    let nanos = if nanos < i64::MAX as f64 { nanos as i64 } else { 0 };
+    let seconds = nanos.saturating_add(SECOND_NANOS / 2).div_euclid(SECOND_NANOS);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0).max(1))
 }

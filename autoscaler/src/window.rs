@@ -12,8 +12,8 @@ use crate::time::{Time, millis};
 /// granularities that do not divide it.
 const YEAR_ONE_MILLIS: i64 = 62_135_596_800_000;
 
-/// The weights of a full window sum to at least this.
-const WEIGHT_COVERED: f64 = 0.9999;
+/// What the weights of a full window may lack to one.
+const WEIGHT_LACKING: f64 = 0.0001;
 
 /// The weight of the newest bucket is never below this, however long the window.
 const SMALLEST_COEFFICIENT: f64 = 0.2;
@@ -64,6 +64,8 @@ impl Window {
     /// Adds `value` to the bucket of `at`. A value one window late, or later, is dropped.
     pub fn record(&mut self, at: Time, value: f64) {
         let bucket = self.truncate(at);
+        // Of the time itself: where the granularity does not divide the time since year one, the bucket's own differs.
+        let index = self.index(at.as_millis());
         if self.last_write != Some(bucket) {
             if self.last_write.is_some_and(|last| bucket.saturating_add(self.window) <= last) {
                 return;
@@ -71,20 +73,20 @@ impl Window {
             if self.first_write.is_none_or(|first| first > bucket) {
                 self.first_write = Some(bucket);
             }
-            self.advance(bucket);
+            self.advance(bucket, index);
         }
-        let slot = self.slot(self.index(bucket));
+        let slot = self.slot(index);
         self.buckets[slot] += value;
         self.total += value;
     }
 
-    /// Forgets what `bucket`, if it is the newest so far, pushes out of the window.
-    fn advance(&mut self, bucket: i64) {
+    /// Forgets what `bucket`, if it is the newest so far, pushes out of the window. `index` is that of the value in it.
+    fn advance(&mut self, bucket: i64, index: i64) {
         match self.last_write {
             Some(last) if bucket <= last => return,
             Some(last) if bucket - last < self.window => {
-                for index in self.index(last) + 1..=self.index(bucket) {
-                    let slot = self.slot(index);
+                for outdated in self.index(last) + 1..=index {
+                    let slot = self.slot(outdated);
                     self.total -= self.buckets[slot];
                     self.buckets[slot] = 0.0;
                 }
@@ -190,8 +192,8 @@ impl Window {
         at - (at + YEAR_ONE_MILLIS).rem_euclid(self.granularity)
     }
 
-    fn index(&self, bucket: i64) -> i64 {
-        bucket.div_euclid(1000).div_euclid(self.granularity / 1000)
+    fn index(&self, at: i64) -> i64 {
+        at.div_euclid(1000).div_euclid(self.granularity / 1000)
     }
 
     fn slot(&self, index: i64) -> usize {
@@ -206,7 +208,7 @@ fn bucket_count(window: i64, granularity: i64) -> usize {
 /// The weight of the newest bucket in a weighted window of `buckets`.
 #[must_use]
 pub fn smoothing_coefficient(buckets: usize) -> f64 {
-    (1.0 - (1.0 - WEIGHT_COVERED).powf(1.0 / buckets as f64)).max(SMALLEST_COEFFICIENT)
+    (1.0 - WEIGHT_LACKING.powf(1.0 / buckets as f64)).max(SMALLEST_COEFFICIENT)
 }
 
 /// Rounds to six decimals, halves away from zero.

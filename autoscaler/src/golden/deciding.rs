@@ -10,13 +10,13 @@ use crate::scaler::{Activity, ActivityChange, ActivityInput, activity, apply_bou
 
 #[derive(Debug, Clone, Deserialize)]
 struct SpecCase {
-    max_scale_up_rate: f64,
-    max_scale_down_rate: f64,
+    max_scale_up_rate: Float,
+    max_scale_down_rate: Float,
     scaling_metric: String,
-    target_value: f64,
-    total_value: f64,
-    target_burst_capacity: f64,
-    panic_threshold: f64,
+    target_value: Float,
+    total_value: Float,
+    target_burst_capacity: Float,
+    panic_threshold: Float,
     stable_window_s: f64,
     scale_down_delay_s: f64,
     reachable: bool,
@@ -26,13 +26,13 @@ struct SpecCase {
 impl From<&SpecCase> for DeciderSpec {
     fn from(case: &SpecCase) -> Self {
         Self {
-            max_scale_up_rate: case.max_scale_up_rate,
-            max_scale_down_rate: case.max_scale_down_rate,
+            max_scale_up_rate: case.max_scale_up_rate.0,
+            max_scale_down_rate: case.max_scale_down_rate.0,
             scaling_metric: ScalingMetric::from_name(&case.scaling_metric),
-            target_value: case.target_value,
-            total_value: case.total_value,
-            target_burst_capacity: case.target_burst_capacity,
-            panic_threshold: case.panic_threshold,
+            target_value: case.target_value.0,
+            total_value: case.total_value.0,
+            target_burst_capacity: case.target_burst_capacity.0,
+            panic_threshold: case.panic_threshold.0,
             stable_window: seconds(case.stable_window_s),
             scale_down_delay: seconds(case.scale_down_delay_s),
             reachable: case.reachable,
@@ -143,15 +143,15 @@ fn golden_excess_burst_capacity() {
     #[derive(Debug, Deserialize)]
     struct Case {
         ready: i32,
-        total_value: f64,
-        target_burst_capacity: f64,
+        total_value: Float,
+        target_burst_capacity: Float,
         panic: Float,
         want: i32,
     }
     check("excess_burst_capacity", |case: &Case| {
         let spec = DeciderSpec {
-            total_value: case.total_value,
-            target_burst_capacity: case.target_burst_capacity,
+            total_value: case.total_value.0,
+            target_burst_capacity: case.target_burst_capacity.0,
             ..plain_spec()
         };
         differ("ebc", &case.want, &excess_burst_capacity(&spec, case.ready, case.panic.0))
@@ -165,16 +165,16 @@ fn golden_initial_decider_status() {
     #[derive(Debug, Deserialize)]
     struct Case {
         initial_scale: i32,
-        total_value: f64,
-        target_burst_capacity: f64,
+        total_value: Float,
+        target_burst_capacity: Float,
         want_desired: i32,
         want_ebc: i32,
     }
     check("initial_decider_status", |case: &Case| {
         let spec = DeciderSpec {
             initial_scale: case.initial_scale,
-            total_value: case.total_value,
-            target_burst_capacity: case.target_burst_capacity,
+            total_value: case.total_value.0,
+            target_burst_capacity: case.target_burst_capacity.0,
             ..plain_spec()
         };
         let want = DeciderStatus { desired_scale: case.want_desired, excess_burst_capacity: case.want_ebc };
@@ -218,16 +218,16 @@ fn golden_num_activators() {
     #[derive(Debug, Deserialize)]
     struct Case {
         ready: i32,
-        total_value: f64,
-        target_burst_capacity: f64,
-        activator_capacity: f64,
+        total_value: Float,
+        target_burst_capacity: Float,
+        activator_capacity: Float,
         want: i32,
     }
     check("num_activators", |case: &Case| {
         let spec = DeciderSpec {
-            total_value: case.total_value,
-            target_burst_capacity: case.target_burst_capacity,
-            activator_capacity: case.activator_capacity,
+            total_value: case.total_value.0,
+            target_burst_capacity: case.target_burst_capacity.0,
+            activator_capacity: case.activator_capacity.0,
             ..plain_spec()
         };
         differ("activators", &case.want, &num_activators(&spec, case.ready)).into_iter().collect()

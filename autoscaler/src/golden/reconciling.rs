@@ -31,7 +31,9 @@ const ACTIVATION_BUFFER: Duration = Duration::from_secs(30);
 struct PaCase {
     config: Option<Texts>,
     annotations: Option<Texts>,
+    #[serde(default)]
     container_concurrency: i64,
+    #[serde(default)]
     reachability: String,
 }
 
@@ -256,6 +258,7 @@ struct ReconcileCase {
 struct ReconcilePa {
     annotations: Option<Texts>,
     container_concurrency: i64,
+    #[serde(default)]
     reachability: String,
     protocol: String,
     active_condition: ActiveCondition,
@@ -299,6 +302,7 @@ struct ReconcilePods {
 struct ReconcileWant {
     #[serde(default)]
     error: String,
+    #[serde(default)]
     conditions: BTreeMap<String, ConditionWant>,
     status_desired_scale: Option<i32>,
     status_actual_scale: Option<i32>,
@@ -307,7 +311,7 @@ struct ReconcileWant {
     sks: SksWant,
     metric: Option<MetricWant>,
     patch_replicas: Option<i32>,
-    enqueue_after_ns: Vec<u128>,
+    enqueue_after_ns: Option<Vec<u128>>,
     sync_probes: u32,
     async_probe_target: Option<String>,
 }
@@ -478,7 +482,7 @@ fn golden_kpa_reconcile() {
             differ("metrics service", &want.status_metrics_service_name, &plan.status.metrics_service_name),
             differ("sks", &want.sks.action.as_str(), &sks_action),
             differ("replicas", &want.patch_replicas, &plan.replicas),
-            differ("requeue", &want.enqueue_after_ns, &requeues),
+            differ("requeue", &want.enqueue_after_ns.clone().unwrap_or_default(), &requeues),
             differ("probes", &want.sync_probes, &probes),
             differ("probe until success", &want.async_probe_target, &probe),
         ];
@@ -515,6 +519,7 @@ fn golden_derived_objects() {
         rest: DerivedCase,
         kind: String,
         mode: Option<String>,
+        #[serde(default)]
         num_activators: i32,
         scrape_target: Option<String>,
         want: Value,

@@ -68,6 +68,8 @@ pub struct Plan {
     pub sks: Option<Action>,
     /// The status to be.
     pub status: PodAutoscalerStatus,
+    /// Whether the new status calls for another look: from it, something else follows than from the old one.
+    pub unsettled: bool,
     /// When to look again.
     pub requeue: Option<Duration>,
     /// Whether to probe the activator until it answers.
@@ -129,7 +131,21 @@ pub fn plan(observed: &Observed<'_>) -> Next {
     };
     let mut plan = plan;
     plan.status.end_reconcile(&read, pa.generation(), now);
+    let changed = !read.same_state(&plan.status);
+    plan.unsettled = changed && plan.failure.is_none() && !is_settled(observed, &plan);
     Next::Plan(Box::new(plan))
+}
+
+/// Whether the same follows from the plan's status as from the one it was made on.
+fn is_settled(observed: &Observed<'_>, plan: &Plan) -> bool {
+    let mut status = plan.status.clone();
+    let (want, ready) = match plan.scale {
+        Some(scale) if scaler::scale(&scale_input(observed, &status)) != Step::Scale(scale) => return false,
+        Some(scale) => (scale.want, observed.pods.ready),
+        None => (-1, 0),
+    };
+    compute_status(&mut status, observed, want, ready);
+    status.same_state(&plan.status)
 }
 
 fn without_private_service(observed: &Observed<'_>, mut status: PodAutoscalerStatus) -> Plan {

@@ -197,8 +197,10 @@ impl Reconciler {
         let mut next = plan::plan(&observed);
         if next == Next::ProbeActivator {
             let (host, port) = plan::probe_host(&pa, &self.config.cluster_domain);
-            observed.probe =
-                Some(probe::activator_answers(&self.io, &host, port, self.config.probe_timeout).await);
+            let named = pa.status.as_ref().is_some_and(|status| !status.service_name.is_empty());
+            observed.probe = Some(
+                named && probe::activator_answers(&self.io, &host, port, self.config.probe_timeout).await,
+            );
             observed.now = self.timestamp();
             next = plan::plan(&observed);
         }
@@ -245,6 +247,9 @@ impl Reconciler {
         }
         if !live.status.as_ref().is_some_and(|status| status.same_state(&plan.status)) {
             self.write_status(live, plan.status).await?;
+            if plan.unsettled {
+                self.queue.add(key.clone());
+            }
         }
         if plan.probe_until_success
             && let Some(revision) = &revision
