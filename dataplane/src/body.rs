@@ -46,6 +46,8 @@ enum Kind {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
+    /// What a client sends.
+    Received(Box<Received>),
     /// A backend's response; the connection goes back to its pool at the end.
     Leased(Box<Leased>),
     /// Held back until the backend agrees or a short wait is over.
@@ -59,6 +61,18 @@ enum Kind {
 struct Leased {
     body: Incoming,
     lease: Option<Lease>,
+}
+
+/// Tells the client's connection when nobody waits for more of the request.
+struct Received {
+    body: Incoming,
+    conn: Arc<Conn>,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.conn.set_receiving(false);
+    }
 }
 
 struct Continue {
@@ -104,6 +118,15 @@ impl Body {
         B::Error: Into<Error>,
     {
         Kind::Boxed(body.map_err(Into::into).boxed()).into()
+    }
+
+    /// The body of a request that came by `conn`.
+    pub(crate) fn received(body: Incoming, conn: &Arc<Conn>) -> Self {
+        conn.set_receiving(!body.is_end_stream());
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Kind::Received(Box::new(Received { body, conn: Arc::clone(conn) })).into()
     }
 
     pub(crate) fn leased(body: Incoming, lease: Lease) -> Self {
@@ -166,6 +189,18 @@ impl Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::Received(received) => {
+                let polled = Pin::new(&mut received.body).poll_frame(cx);
+                let last = match &polled {
+                    Poll::Pending | Poll::Ready(Some(Err(_))) => false,
+                    Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || received.body.is_end_stream(),
+                    Poll::Ready(None) => true,
+                };
+                if last {
+                    received.conn.set_receiving(false);
+                }
+                polled.map_err(Into::into)
+            }
             Kind::Leased(leased) => {
                 let polled = Pin::new(&mut leased.body).poll_frame(cx);
                 match &polled {
@@ -265,6 +300,7 @@ impl http_body::Body for Body {
             Kind::Empty | Kind::Upgraded(_) => true,
             Kind::Full(_) => false,
             Kind::Incoming(body) => body.is_end_stream(),
+            Kind::Received(received) => received.body.is_end_stream(),
             Kind::Leased(leased) => leased.body.is_end_stream(),
             Kind::Continue(held) => held.body.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
@@ -282,6 +318,7 @@ impl Body {
             Kind::Empty | Kind::Upgraded(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(body) => body.size_hint(),
+            Kind::Received(received) => received.body.size_hint(),
             Kind::Leased(leased) => leased.body.size_hint(),
             Kind::Continue(held) => held.body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
@@ -325,6 +362,7 @@ impl fmt::Debug for Body {
             Kind::Empty => "empty",
             Kind::Full(_) => "full",
             Kind::Incoming(_) => "incoming",
+            Kind::Received(_) => "received",
             Kind::Leased(_) => "leased",
             Kind::Continue(_) => "continue",
             Kind::Boxed(_) => "boxed",

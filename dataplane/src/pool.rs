@@ -316,6 +316,9 @@ impl Wire {
 struct ClientStream {
     wire: Arc<Wire>,
     memory: Option<DuplexStream>,
+    /// The backend reads no more. It may have answered before, so that what is still to be written is let go of and
+    /// reading alone says how the exchange ended: with the answer, or with the error.
+    unheard: bool,
 }
 
 impl ClientStream {
@@ -325,7 +328,7 @@ impl ClientStream {
             Stream::Memory(memory) => (None, Some(memory)),
         };
         let wire = Arc::new(Wire { tcp, meter: Arc::default() });
-        (Self { wire: Arc::clone(&wire), memory }, wire)
+        (Self { wire: Arc::clone(&wire), memory, unheard: false }, wire)
     }
 }
 
@@ -359,9 +362,13 @@ impl ClientStream {
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
+        length: usize,
         to_tcp: impl Fn(&TcpStream) -> io::Result<usize>,
         to_memory: impl FnOnce(Pin<&mut DuplexStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if self.unheard {
+            return Poll::Ready(Ok(length));
+        }
         let polled = match (&self.wire.tcp, &mut self.memory) {
             (Some(tcp), _) => loop {
                 if let Err(error) = std::task::ready!(tcp.poll_write_ready(cx)) {
@@ -375,16 +382,35 @@ impl ClientStream {
             (None, Some(memory)) => to_memory(Pin::new(memory), cx),
             (None, None) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         };
-        if let Poll::Ready(Ok(written)) = &polled {
-            self.wire.meter.written.fetch_add(*written as u64, Ordering::Relaxed);
+        match polled {
+            Poll::Ready(Ok(written)) => {
+                self.wire.meter.written.fetch_add(written as u64, Ordering::Relaxed);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Ready(Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                self.unheard = true;
+                Poll::Ready(Ok(length))
+            }
+            other => other,
         }
-        polled
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_with(cx, |tcp| tcp.try_write(buf), |memory, cx| memory.poll_write(cx, buf))
+        self.get_mut().poll_write_with(
+            cx,
+            buf.len(),
+            |tcp| tcp.try_write(buf),
+            |memory, cx| memory.poll_write(cx, buf),
+        )
     }
 
     fn poll_write_vectored(
@@ -394,6 +420,7 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll_write_with(
             cx,
+            bufs.iter().map(|buf| buf.len()).sum(),
             |tcp| tcp.try_write_vectored(bufs),
             |memory, cx| memory.poll_write_vectored(cx, bufs),
         )

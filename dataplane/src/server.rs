@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -80,6 +80,8 @@ pub struct Conn {
     worker: usize,
     drain: Drain,
     phase: AtomicU8,
+    /// Somebody waits for more of the request's body.
+    receiving: AtomicBool,
     base: Instant,
     /// When writing gives up, in nanoseconds after `base`; 0: never.
     cut_at: AtomicU64,
@@ -105,6 +107,7 @@ impl Conn {
             worker,
             drain,
             phase: AtomicU8::new(HEAD),
+            receiving: AtomicBool::new(false),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
         }
@@ -132,6 +135,10 @@ impl Conn {
     #[must_use]
     pub fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    pub(crate) fn set_receiving(&self, receiving: bool) {
+        self.receiving.store(receiving, Ordering::Relaxed);
     }
 
     /// From `at` on a write the client does not take breaks the connection; `None` waits for ever.
@@ -262,7 +269,7 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
     let busy = Busy(Arc::clone(conn));
-    let mut request = request.map(Body::from);
+    let mut request = request.map(|body| Body::received(body, conn));
     let mut response = match normalise(&mut request) {
         Ok(()) => handler.handle(request, conn).await,
         Err(response) => *response,
@@ -270,7 +277,10 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         conn.phase.store(UPGRADED, Ordering::Relaxed);
     } else {
-        if conn.drain.is_announced() {
+        // Answered before the whole request was taken: the client may have sent all of it, and its next request would
+        // wait behind what nobody reads.
+        let early = conn.receiving.load(Ordering::Relaxed);
+        if early || conn.drain.is_announced() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.body_mut().attach(busy);
