@@ -49,7 +49,7 @@ fn quote_long_numbers(json: &str) -> String {
         quoted.push_str(before);
         let length = if token.starts_with('"') {
             let mut escaped = false;
-            let end = token[1..].find(|c| {
+            let end = token.get(1..).unwrap_or_default().find(|c| {
                 let ends = c == '"' && !escaped;
                 escaped = c == '\\' && !escaped;
                 ends
@@ -97,8 +97,8 @@ pub(crate) fn at(offset_ms: i64) -> Time {
     Time::from_millis(BASE_MILLIS + offset_ms)
 }
 
-pub(crate) fn seconds(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds)
+pub(crate) fn seconds(seconds: Float) -> Duration {
+    Duration::from_secs_f64(seconds.0)
 }
 
 /// Runs `check` on every case of a section and reports all failures. `check` returns what is wrong.

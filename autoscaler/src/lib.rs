@@ -9,6 +9,8 @@ pub mod bucket;
 pub mod collection;
 pub mod config;
 pub mod decider;
+#[cfg(test)]
+mod examples;
 mod gauges;
 #[cfg(test)]
 mod golden;

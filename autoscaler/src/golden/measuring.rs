@@ -21,8 +21,8 @@ use ember_dataplane::stat::{Stat, WireStatMessage, WireStatMessages};
 #[derive(Debug, Deserialize)]
 struct WindowCase {
     algorithm: String,
-    window_s: f64,
-    granularity_s: f64,
+    window_s: Float,
+    granularity_s: Float,
     ops: Vec<WindowOp>,
 }
 
@@ -32,7 +32,7 @@ enum WindowOp {
     Record { at_ms: i64, value: Float },
     Average { at_ms: i64, want: Float },
     IsEmpty { at_ms: i64, want: bool },
-    Resize { at_ms: i64, window_s: f64 },
+    Resize { at_ms: i64, window_s: Float },
 }
 
 #[test]
@@ -101,8 +101,8 @@ fn golden_max_window() {
     }
     #[derive(Debug, Deserialize)]
     struct Case {
-        duration_s: f64,
-        granularity_s: f64,
+        duration_s: Float,
+        granularity_s: Float,
         steps: Vec<Step>,
     }
     check("max_window", |case: &Case| {
@@ -194,7 +194,7 @@ fn golden_scrape_extrapolation() {
 #[derive(Debug, Deserialize)]
 struct ScrapePod {
     ip: String,
-    age_s: f64,
+    age_s: Float,
     phase: String,
     ready_condition: String,
     deleting: bool,
@@ -212,7 +212,7 @@ struct ScrapeCase {
     name: String,
     mesh_mode: String,
     enable_mesh_pod_addressability: bool,
-    window_s: f64,
+    window_s: Float,
     pods: Option<Vec<ScrapePod>>,
     service_responses: Option<Vec<Answer>>,
     want_error: String,
@@ -258,7 +258,7 @@ impl Fetch for Scripted<'_> {
 fn scrape_pods(case: &ScrapeCase, now: Time) -> Vec<ReadyPod> {
     let pods = case.pods.iter().flatten();
     pods.filter_map(|pod| {
-        let started = Time::from_millis(now.as_millis() - (pod.age_s * 1000.0) as i64);
+        let started = Time::from_millis(now.as_millis() - (pod.age_s.0 * 1000.0) as i64);
         let object = serde_json::json!({
             "metadata": {
                 "name": pod.ip,

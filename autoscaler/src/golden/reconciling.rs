@@ -96,8 +96,8 @@ struct SpecWant {
     target_burst_capacity: Float,
     activator_capacity: Float,
     panic_threshold: Float,
-    stable_window_s: f64,
-    scale_down_delay_s: f64,
+    stable_window_s: Float,
+    scale_down_delay_s: Float,
     initial_scale: i32,
     reachable: bool,
     activation_scale: i32,
@@ -121,8 +121,8 @@ fn golden_decider_and_metric_spec() {
             ("burst", want.target_burst_capacity, decider.target_burst_capacity),
             ("activator", want.activator_capacity, decider.activator_capacity),
             ("threshold", want.panic_threshold, decider.panic_threshold),
-            ("stable", Float(want.stable_window_s), decider.stable_window.as_secs_f64()),
-            ("delay", Float(want.scale_down_delay_s), decider.scale_down_delay.as_secs_f64()),
+            ("stable", want.stable_window_s, decider.stable_window.as_secs_f64()),
+            ("delay", want.scale_down_delay_s, decider.scale_down_delay.as_secs_f64()),
         ];
         let mut wrong: Vec<String> = floats
             .into_iter()
@@ -270,7 +270,7 @@ struct ReconcilePa {
 #[derive(Debug, Deserialize)]
 struct ActiveCondition {
     status: String,
-    since_s: f64,
+    since_s: Float,
 }
 
 #[derive(Debug, Deserialize)]
@@ -280,7 +280,7 @@ struct ReconcileSks {
     mode: String,
     num_activators: i32,
     ready: bool,
-    activator_endpoints_populated_for_s: Option<f64>,
+    activator_endpoints_populated_for_s: Option<Float>,
     owned: bool,
 }
 
@@ -346,8 +346,8 @@ fn now() -> Timestamp {
     Timestamp::from_millisecond(BASE_MILLIS).unwrap()
 }
 
-fn ago(seconds: f64) -> Timestamp {
-    now() - SignedDuration::from_secs_f64(seconds)
+fn ago(seconds: Float) -> Timestamp {
+    now() - SignedDuration::from_secs_f64(seconds.0)
 }
 
 impl ReconcileCase {
