@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ember_api::status::Conditioned;
-use ember_reconcile::apply::{Action, Verb};
+use ember_reconcile::apply::{Action, ResourceType, Verb};
 use jiff::{SignedDuration, Timestamp};
 use kube::core::Resource;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::context::Configs;
@@ -108,36 +108,61 @@ pub(crate) struct Reconcile {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Given {
     key: String,
+    #[serde(default, deserialize_with = "or_default")]
     configs: ConfigMaps,
     now: i64,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) objects: Vec<Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) resolver: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) digests: BTreeMap<String, String>,
     /// Calls that fail, as `verb resource`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     fail: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Expected {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     actions: Vec<Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     events: Vec<String>,
+    #[serde(default)]
     error: Option<String>,
     /// Every delay the key was queued with.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     enqueue_after_nanos: Vec<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tracked: Vec<String>,
     /// The reference crashed.
     panic: Option<String>,
 }
 
+/// `null` is as good as absent.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(given: D) -> Result<T, D::Error> {
+    Option::deserialize(given).map(Option::unwrap_or_default)
+}
+
 impl Given {
+    /// Whether calls of this verb and resource fail.
+    pub(crate) fn fails(&self, call: &str) -> bool {
+        self.fail.iter().any(|failing| failing == call)
+    }
+
+    /// Whether the object of an action is there.
+    fn holds(&self, action: &Action) -> bool {
+        let ResourceType { group, version, .. } = &action.resource;
+        let api_version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
+        self.objects.iter().any(|object| {
+            object["kind"] == action.resource.kind.as_ref()
+                && object["apiVersion"] == api_version
+                && object["metadata"]["name"] == action.name.as_str()
+                && object["metadata"]["namespace"].as_str() == action.namespace.as_deref()
+        })
+    }
+
     pub(crate) fn key(&self) -> (&str, &str) {
         self.key.split_once('/').unwrap_or(("", &self.key))
     }
@@ -231,19 +256,6 @@ impl Reconcile {
         self.expect.error = None;
     }
 
-    /// Writes a text that the reference garbled as it was meant.
-    pub(crate) fn correct(&mut self, garbled: &str, meant: &str) {
-        fn within(value: &mut Value, garbled: &str, meant: &str) {
-            match value {
-                Value::String(text) => *text = text.replace(garbled, meant),
-                Value::Array(items) => items.iter_mut().for_each(|item| within(item, garbled, meant)),
-                Value::Object(fields) => fields.values_mut().for_each(|field| within(field, garbled, meant)),
-                _ => {}
-            }
-        }
-        self.expect.actions.iter_mut().for_each(|action| within(action, garbled, meant));
-    }
-
     /// Writes through `client` have no order of their own in this case, except those on one object.
     pub(crate) fn ignore_order(&mut self, client: &'static str) {
         self.unordered = Some(client);
@@ -260,6 +272,7 @@ impl Reconcile {
             let of_client = |actions: &[Value]| {
                 let actions = actions.iter().filter(|action| action["client"] == client);
                 let mut actions: Vec<Value> = actions.cloned().map(comparable).collect();
+                actions.iter_mut().for_each(undo_formats);
                 if self.unordered == Some(client) {
                     actions.sort_by_key(resource_and_name);
                 }
@@ -274,7 +287,8 @@ impl Reconcile {
         if error != self.expect.error {
             wrong.push(format!("  error: ours {error:?}, expected {:?}", self.expect.error));
         }
-        if requeue.as_slice() != self.expect.enqueue_after_nanos {
+        // An error has the key queued again in any case.
+        if requeue.as_slice() != self.expect.enqueue_after_nanos && error.is_none() {
             wrong
                 .push(format!("  requeue: ours {requeue:?}, expected {:?}", self.expect.enqueue_after_nanos));
         }
@@ -293,27 +307,37 @@ impl Reconcile {
         let text = |event: &EventText| format!("{} {} {}", event.kind.as_str(), event.reason, event.message);
         let (mut actions, mut events, mut error, mut object) =
             (Vec::new(), Vec::new(), plan.error, plan.object);
+        let mut quiet = false;
         for step in plan.steps {
             let action = described(&step.action);
             let call =
                 format!("{} {}", action["verb"].as_str().unwrap_or_default(), step.action.resource.plural);
+            let is_deleted = actions.iter().any(|action: &Value| {
+                action["verb"] == "delete"
+                    && action["resource"] == step.action.resource.plural.as_ref()
+                    && action["name"] == step.action.name.as_str()
+            });
+            let exists = matches!(step.action.verb, Verb::Create(_))
+                && !is_deleted
+                && self.given.holds(&step.action);
             actions.push(action);
-            if !self.given.fail.contains(&call) {
+            let words = if self.given.fails(&call) {
+                format!("inducing failure for {call}")
+            } else if exists {
+                let ResourceType { plural, group, .. } = &step.action.resource;
+                let resource = if group.is_empty() { plural.to_string() } else { format!("{plural}.{group}") };
+                format!("{resource} {:?} already exists", step.action.name)
+            } else {
                 events.extend(step.done.as_ref().map(text));
                 continue;
-            }
-            let words = format!("inducing failure for {call}");
+            };
+            events.extend(step.failed.event_text(&words, exists).as_ref().map(text));
             if step.failed.tolerated {
                 continue;
             }
-            if let Some((reason, message)) = &step.failed.event {
-                events.push(format!("Warning {reason} {message}: {words}"));
-            }
-            error = Some(format!("{}: {words}", step.failed.error));
-            object = step.failed.object;
-            if let (Some(object), Some(explain)) = (&mut object, step.failed.explain) {
-                explain(object, &words, self.given.now());
-            }
+            error = Some(step.failed.error_text(&words));
+            quiet = step.failed.quiet;
+            object = step.failed.into_object(&words, exists, self.given.now());
             break;
         }
         events.extend(plan.events.iter().map(text));
@@ -323,9 +347,39 @@ impl Reconcile {
                 .and_then(|new| status_action(original, new, self.given.now()))
                 .map(|action| described(&action)),
         );
-        events.extend(error.as_ref().map(|error| format!("Warning InternalError {error}")));
-        let requeue = plan.requeue_after.filter(|_| error.is_none());
-        (actions, events, error, requeue.map(|after| i64::try_from(after.as_nanos()).expect("a short time")))
+        if let Some(action) = actions.last().filter(|action| action["subresource"] == "status") {
+            let call = format!("update {}", action["resource"].as_str().unwrap_or_default());
+            if self.given.fails(&call) {
+                let name = original.meta().name.as_deref().unwrap_or_default();
+                let words = format!("inducing failure for {call}");
+                events.push(format!("Warning UpdateFailed Failed to update status for {name:?}: {words}"));
+                return (actions, events, Some(words), None);
+            }
+        }
+        events
+            .extend(error.as_ref().filter(|_| !quiet).map(|error| format!("Warning InternalError {error}")));
+        let requeue = plan.requeue_after.map(|after| i64::try_from(after.as_nanos()).expect("a short time"));
+        (actions, events, error, requeue)
+    }
+}
+
+/// The reference takes messages for formats: a percent sign comes out with words about what is missing. Ours are
+/// verbatim.
+fn undo_formats(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            while let Some(start) = text.find("%!")
+                && let Some(length) = text[start..].find("(MISSING)")
+                && length == 3
+            {
+                text.replace_range(start + 3..start + length + "(MISSING)".len(), "");
+                text.replace_range(start + 1..start + 2, "");
+            }
+            *text = text.replace("%!(NOVERB)", "%");
+        }
+        Value::Array(items) => items.iter_mut().for_each(undo_formats),
+        Value::Object(fields) => fields.values_mut().for_each(undo_formats),
+        _ => {}
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod configuration;
 mod context;
+mod defaults;
 mod gc;
 #[cfg(test)]
 mod golden;

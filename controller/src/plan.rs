@@ -50,14 +50,19 @@ pub(crate) struct Failure<K> {
     pub(crate) object: Option<K>,
     /// Puts the API's words into the status.
     pub(crate) explain: Option<fn(&mut K, &str, Timestamp)>,
-    /// The failure is logged and the plan goes on.
+    /// The failure is logged, its event is a Normal one, and the plan goes on.
     pub(crate) tolerated: bool,
+    /// That the object exists already is no news but an outdated view: only the error is left of the failure.
+    pub(crate) may_exist: bool,
+    /// The reconcile's error makes no event of its own.
+    pub(crate) quiet: bool,
 }
 
 impl<K> Failure<K> {
-    /// A failure that ends the reconcile with `error: <what the API said>`.
+    /// A failure that ends the reconcile with `error: <what the API said>`, or just the API's words if `error` is
+    /// empty.
     pub(crate) fn error(error: impl Into<String>, object: K) -> Self {
-        Self { event: None, error: error.into(), object: Some(object), explain: None, tolerated: false }
+        Self { object: Some(object), ..Self::without_status(error) }
     }
 
     /// A failure that also is reported by a Warning event `message: <what the API said>`.
@@ -68,13 +73,48 @@ impl<K> Failure<K> {
 
     /// Ends the reconcile and leaves the status of kinds that have none alone.
     pub(crate) fn without_status(error: impl Into<String>) -> Self {
-        Self { event: None, error: error.into(), object: None, explain: None, tolerated: false }
+        Self {
+            event: None,
+            error: error.into(),
+            object: None,
+            explain: None,
+            tolerated: false,
+            may_exist: false,
+            quiet: false,
+        }
     }
 
     /// A failure that does not end the reconcile.
     pub(crate) fn tolerated(mut self) -> Self {
         self.tolerated = true;
         self
+    }
+
+    /// A failure whose error makes no event.
+    pub(crate) fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// The event that the failure makes; `exists` tells that the object to create was there already.
+    pub(crate) fn event_text(&self, words: &str, exists: bool) -> Option<EventText> {
+        let (reason, message) = self.event.as_ref().filter(|_| !(exists && self.may_exist))?;
+        let kind = if self.tolerated { EventType::Normal } else { EventType::Warning };
+        Some(EventText { kind, reason, message: format!("{message}: {words}") })
+    }
+
+    /// The reconcile's error.
+    pub(crate) fn error_text(&self, words: &str) -> String {
+        if self.error.is_empty() { words.to_owned() } else { format!("{}: {words}", self.error) }
+    }
+
+    /// The object with the status that the failure leaves.
+    pub(crate) fn into_object(self, words: &str, exists: bool, now: Timestamp) -> Option<K> {
+        let mut object = self.object?;
+        if let Some(explain) = self.explain.filter(|_| !(exists && self.may_exist)) {
+            explain(&mut object, words, now);
+        }
+        Some(object)
     }
 }
 
@@ -132,17 +172,20 @@ pub(crate) fn begin<K: Conditioned + Clone>(original: &K, now: Timestamp) -> K {
 }
 
 /// Ends the reconcile of `object`: its generation counts as observed. The action that writes the status, if anything
-/// but times is new in it.
+/// but times is new in it. Of `object` only the status counts: what was assumed about the rest while deciding is not
+/// sent.
 pub(crate) fn status_action<K>(original: &K, object: &mut K, now: Timestamp) -> Option<Action>
 where
-    K: Conditioned + Resource<DynamicType = ()> + Serialize,
+    K: Conditioned + Resource<DynamicType = ()> + Serialize + Clone,
 {
     let generation = object.generation();
     let nothing = K::Status::default();
     let read = original.status_ref().unwrap_or(&nothing);
     object.status_mut_or_default().end_reconcile(read, generation, now);
-    let same = object.status_ref().is_some_and(|status| status.same_state(read));
-    (!same).then(|| Action::update_status(object))
+    let status = object.status_ref().filter(|status| !status.same_state(read))?;
+    let mut written = original.clone();
+    written.status_mut_or_default().clone_from(status);
+    Some(Action::update_status(&written))
 }
 
 impl Context {
@@ -163,6 +206,7 @@ impl Context {
             |event: &EventText| events.record(original, event.kind, event.reason, &event.message, now);
         let mut object = plan.object;
         let mut error = plan.error.map(Error::Failed);
+        let mut quiet = false;
         let mut versions: HashMap<(String, String), Value> = HashMap::new();
         for step in plan.steps {
             let mut action = step.action;
@@ -186,21 +230,21 @@ impl Context {
                 Err(failure) => {
                     let words = failure.api_message();
                     let failed = step.failed;
+                    let exists = failure.is_already_exists();
+                    // Somebody else was faster: the next attempt knows, and nobody needs to be told.
+                    if let Some(event) = failed.event_text(&words, exists).filter(|_| !failure.is_conflict())
+                    {
+                        record(&event);
+                    }
                     if failed.tolerated {
                         tracing::warn!(%action, error = words, "a write failed");
                         continue;
                     }
-                    // Somebody else was faster: the next attempt knows, and nobody needs to be told.
-                    if let Some((reason, message)) = failed.event.filter(|_| !failure.is_conflict()) {
-                        record(&EventText::warning(reason, format!("{message}: {words}")));
-                    }
-                    let text = format!("{}: {words}", failed.error);
+                    let text = failed.error_text(&words);
                     error =
                         Some(if failure.is_conflict() { Error::Outdated(text) } else { Error::Failed(text) });
-                    object = failed.object;
-                    if let (Some(object), Some(explain)) = (&mut object, failed.explain) {
-                        explain(object, &words, now);
-                    }
+                    quiet = failed.quiet;
+                    object = failed.into_object(&words, exists, now);
                     break;
                 }
             }
@@ -228,7 +272,9 @@ impl Context {
         match error {
             None => Ok(plan.requeue_after.map_or(Next::Wait, Next::After)),
             Some(error) => {
-                if let Error::Failed(text) = &error {
+                if let Error::Failed(text) = &error
+                    && !quiet
+                {
                     record(&EventText::warning("InternalError", text.clone()));
                 }
                 Err(error)

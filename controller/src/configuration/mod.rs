@@ -30,7 +30,7 @@ async fn reconcile(ctx: Context, key: Key) -> Result<Next, Error> {
         named_revision: named.and_then(|name| caches.revisions.get(&key.namespace, name)),
         configuration,
     };
-    let plan = plan::plan(&observed, now);
+    let plan = plan::plan(&observed, &ctx.configs.load(), now);
     let events = ctx.events.named("configuration-controller");
     ctx.carry_out(&*observed.configuration, plan, &caches.configurations, &events, now).await
 }

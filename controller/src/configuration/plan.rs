@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ember_api::admission::Kind;
+use ember_api::configmaps::Configs;
 use ember_api::labels::{self, RoutingState};
 use ember_api::serving::v1::{Configuration, Revision, routing_state_time};
 use ember_api::status::{Conditioned, Status};
@@ -9,6 +11,7 @@ use ember_api::{annotations, names};
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
 
+use crate::defaults;
 use crate::metadata::{self, annotation, label, same};
 use crate::owner::{controller_ref, is_controlled_by};
 use crate::plan::{EventText, Failure, Plan, begin};
@@ -31,24 +34,25 @@ enum Latest {
 }
 
 /// Decides what to do about a Configuration.
-pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan<Configuration> {
+pub(crate) fn plan(observed: &Observed, configs: &Configs, now: Timestamp) -> Plan<Configuration> {
     let mut plan = Plan::default();
     if observed.configuration.metadata.deletion_timestamp.is_some() {
         return plan;
     }
     let mut configuration = begin(&*observed.configuration, now);
-    reconcile(observed, &mut configuration, &mut plan, now);
+    reconcile(observed, configs, &mut configuration, &mut plan, now);
     plan.object = Some(configuration);
     plan
 }
 
 fn reconcile(
     observed: &Observed,
+    configs: &Configs,
     configuration: &mut Configuration,
     plan: &mut Plan<Configuration>,
     now: Timestamp,
 ) {
-    let (created, ready) = match latest(observed) {
+    let (created, ready) = match latest(observed, configs) {
         Latest::Taken(name) => {
             mark_creation_failed(
                 configuration,
@@ -58,13 +62,14 @@ fn reconcile(
             return;
         }
         Latest::Missing => {
-            let desired = revision(configuration, now);
+            let desired = revision(&defaults::filled(Kind::Configuration, configuration, configs), now);
             let name = desired.metadata.name.clone().unwrap_or_default();
             plan.step(
                 Action::create(&desired),
                 Some(EventText::normal("Created", format!("Created Revision {name:?}"))),
                 Failure {
                     explain: Some(mark_creation_failed),
+                    may_exist: true,
                     ..Failure::error("failed to create Revision", configuration.clone())
                         .with_event("CreationFailed", "Failed to create Revision")
                 },
@@ -128,7 +133,7 @@ fn generation_of(revision: &Revision) -> Option<i64> {
 }
 
 /// The Revision that the present generation's template has led to.
-fn latest(observed: &Observed) -> Latest {
+fn latest(observed: &Observed, configs: &Configs) -> Latest {
     let configuration = &*observed.configuration;
     let generation = configuration.generation();
     let name = configuration.spec.template.metadata.name.clone().unwrap_or_default();
@@ -139,7 +144,10 @@ fn latest(observed: &Observed) -> Latest {
     let Some(revision) = &observed.named_revision else { return Latest::Missing };
     let ours = is_controlled_by(&revision.metadata, configuration)
         && (generation_of(revision) == Some(generation)
-            || same(&revision.spec, &configuration.spec.template.spec));
+            || same(
+                &revision.spec,
+                &defaults::filled(Kind::Configuration, configuration, configs).spec.template.spec,
+            ));
     if ours { Latest::Present(Arc::clone(revision)) } else { Latest::Taken(name) }
 }
 
@@ -153,7 +161,7 @@ fn latest_ready<'a>(observed: &'a Observed, created: &str) -> Option<&'a Arc<Rev
         .revisions
         .iter()
         .find(|r| !known.is_empty() && r.metadata.name.as_deref() == Some(known))
-        .and_then(|r| generation_of(r));
+        .map(|r| generation_of(r).unwrap_or_else(|| configuration.generation()));
     let is_named = |r: &Revision| !byo_name.is_empty() && r.metadata.name.as_deref() == Some(byo_name);
     let mut candidates: Vec<_> = observed
         .revisions
@@ -182,8 +190,8 @@ fn revision(configuration: &Configuration, now: Timestamp) -> Revision {
     }
     meta.owner_references.get_or_insert_default().push(controller_ref(configuration));
 
-    let routes = annotation(&configuration.metadata, annotations::ROUTES).unwrap_or_default();
-    let state = if routes.is_empty() { RoutingState::Pending } else { RoutingState::Active };
+    let routes = annotation(&configuration.metadata, annotations::ROUTES);
+    let state = if routes.is_none() { RoutingState::Pending } else { RoutingState::Active };
     let mut labels = metadata::labels(&meta);
     let generation = configuration.generation().to_string();
     let own = |key: &str| label(&configuration.metadata, key).unwrap_or_default().to_owned();
@@ -205,7 +213,7 @@ fn revision(configuration: &Configuration, now: Timestamp) -> Revision {
     if let Some(modifier) = annotation(&configuration.metadata, annotations::LAST_MODIFIER) {
         annotations.insert(annotations::CREATOR.to_owned(), modifier.to_owned());
     }
-    if !routes.is_empty() {
+    if let Some(routes) = routes {
         annotations.insert(annotations::ROUTES.to_owned(), routes.to_owned());
     }
     meta.labels = Some(labels);
@@ -234,7 +242,7 @@ mod tests {
                 named_revision: named.and_then(|name| case.given.get(namespace, &name)).map(Arc::new),
                 configuration: Arc::new(configuration),
             };
-            let plan = plan(&observed, case.given.now());
+            let plan = plan(&observed, &case.given.configs(), case.given.now());
             report.check(&case.id, case.compare(&*observed.configuration, plan));
         }
         report.finish();

@@ -43,9 +43,6 @@ fn enqueue_all_on_new_configuration(ctx: &Context, queue: &WorkQueue<Key>, tasks
 
 async fn collect(ctx: Context, key: Key) -> Result<Next, std::convert::Infallible> {
     let Some(configuration) = ctx.caches.configurations.get_key(&key) else { return Ok(Next::Wait) };
-    if configuration.metadata.deletion_timestamp.is_some() {
-        return Ok(Next::Wait);
-    }
     let revisions = ctx.caches.revisions.list_labelled(&key.namespace, labels::CONFIGURATION, &key.name);
     let configs = ctx.configs.load();
     for action in plan::plan(&configuration, &revisions, &configs.gc, Timestamp::now()) {

@@ -17,6 +17,9 @@ pub(crate) fn plan(
     config: &configmaps::gc::Gc,
     now: Timestamp,
 ) -> Vec<Action> {
+    if configuration.metadata.deletion_timestamp.is_some() {
+        return Vec::new();
+    }
     let ages = (config.retain_since_create_time, config.retain_since_last_active_time);
     if config.max_non_active_revisions.is_none() && ages == (None, None) {
         return Vec::new();

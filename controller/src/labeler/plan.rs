@@ -77,7 +77,9 @@ impl<N: Namespace> Planner<'_, N> {
         let name = self.route;
         let version = route.metadata.resource_version.clone().unwrap_or_default();
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
-        let failed = Failure::without_status("failed to update finalizers")
+        let setting = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
+        let failed = Failure::without_status(format!("failed to {} finalizers", if setting { "set" } else { "clear" }))
+            .quiet()
             .with_event("FinalizerUpdateFailed", format!("Failed to update finalizers for {name:?}"));
         let done = EventText::normal("FinalizerUpdate", format!("Updated {name:?} finalizers"));
         self.plan.step(Action::merge_patch::<Route>(self.namespace_name, name, patch), Some(done), failed);
@@ -127,7 +129,7 @@ impl<N: Namespace> Planner<'_, N> {
             // The Revision that will take over is kept up before the Route knows it.
             let created =
                 configuration.status.as_ref().map_or("", |s| s.latest_created_revision_name.as_str());
-            if target.latest_revision.unwrap_or(true) && self.namespace.revision(created).is_some() {
+            if target.latest_revision == Some(true) && self.namespace.revision(created).is_some() {
                 revisions.insert(created.to_owned());
             }
             configurations.insert(configuration_name);
@@ -148,6 +150,14 @@ impl<N: Namespace> Planner<'_, N> {
             if self.leads_to(&configuration.metadata) && !is_listed(&configuration.metadata, configurations) {
                 self.patch_configuration(&configuration, false);
             }
+        }
+    }
+
+    fn failure(&self, kind: &str, name: &str, leads: bool) -> String {
+        if leads {
+            format!("failed to add route annotation to Namespace={} Name={name:?}", self.namespace_name)
+        } else {
+            format!("failed to remove route annotation to serving.knative.dev/v1, Kind={kind} {name:?}")
         }
     }
 
@@ -182,7 +192,7 @@ impl<N: Namespace> Planner<'_, N> {
             self.plan.step(
                 Action::merge_patch::<Revision>(self.namespace_name, name, patch),
                 None,
-                Failure::without_status(format!("failed to label Revision {name:?}")),
+                Failure::without_status(self.failure("Revision", name, leads)),
             );
         }
     }
@@ -194,7 +204,7 @@ impl<N: Namespace> Planner<'_, N> {
             self.plan.step(
                 Action::merge_patch::<Configuration>(self.namespace_name, name, patch),
                 None,
-                Failure::without_status(format!("failed to label Configuration {name:?}")),
+                Failure::without_status(self.failure("Configuration", name, leads)),
             );
         }
     }

@@ -57,8 +57,22 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
             forgetful.forget(&Key::of(&**revision));
         }
     });
+    enqueue_on_system_certificates(ctx, &queue);
     enqueue_all_on_new_configuration(ctx, &queue, tasks);
     ctx.run_queue(&queue, tasks, move |ctx, key| reconcile(ctx, Arc::clone(&resolver), key));
+}
+
+/// The Revisions of a namespace wait for the certificate that they share.
+fn enqueue_on_system_certificates(ctx: &Context, queue: &WorkQueue<Key>) {
+    let (revisions, queue) = (ctx.caches.revisions.clone(), queue.clone());
+    ctx.caches.certificates.on_change(move |change| {
+        let certificate = change.object();
+        if certificate.metadata.name.as_deref() == Some(names::SERVING_CERT) {
+            for revision in revisions.list(certificate.metadata.namespace.as_deref().unwrap_or_default()) {
+                queue.add(Key::of(&*revision));
+            }
+        }
+    });
 }
 
 /// Another configuration can mean another Deployment for every Revision.
@@ -131,9 +145,9 @@ async fn observe(
         .filter(|name| caches.images.get(&key.namespace, name).is_some())
         .collect();
     let system_certificate = if configs.network.system_internal_tls {
-        observe_system_certificate(ctx, &key.namespace).await?
+        Some(observe_system_certificate(ctx, &key.namespace).await)
     } else {
-        SystemCertificate::default()
+        None
     };
     Ok(Observed {
         system_namespace: ctx.system_namespace.clone(),
@@ -162,14 +176,17 @@ async fn any_pod(ctx: &Context, namespace: &str, deployment: &Deployment) -> Opt
     }
 }
 
-async fn observe_system_certificate(ctx: &Context, namespace: &str) -> Result<SystemCertificate, Error> {
-    let failed = |error: kube::Error| Error::Failed(error.to_string());
+async fn observe_system_certificate(ctx: &Context, namespace: &str) -> SystemCertificate {
+    let words = |error: kube::Error| match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    };
     let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
-    let (owner, secret) = tokio::join!(namespaces.get_opt(namespace), secrets.get_opt(names::SERVING_CERT));
-    Ok(SystemCertificate {
-        namespace: owner.map_err(failed)?,
+    let (owner, secret) = tokio::join!(namespaces.get(namespace), secrets.get_opt(names::SERVING_CERT));
+    SystemCertificate {
+        namespace: owner.map_err(words),
         certificate: ctx.caches.certificates.get(namespace, names::SERVING_CERT),
-        secret: secret.map_err(failed)?,
-    })
+        secret: secret.map_err(words),
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ember_api::admission::Kind;
 use ember_api::autoscaling::v1alpha1::PodAutoscaler;
 use ember_api::conditions::Condition;
 use ember_api::names;
@@ -19,6 +20,7 @@ use super::digest::Resolution;
 use super::system_certificate::{self, SystemCertificate};
 use super::{deployment, image, pod_autoscaler, pod_failure};
 use crate::context::Configs;
+use crate::defaults;
 use crate::owner::is_controlled_by;
 use crate::plan::{EventText, Failure, Plan, begin};
 
@@ -37,7 +39,7 @@ pub(crate) struct Observed {
     /// One of its pods, if [`needs_pod`].
     pub(crate) pod: Option<Pod>,
     /// What there is of the certificate, if system traffic is encrypted.
-    pub(crate) system_certificate: SystemCertificate,
+    pub(crate) system_certificate: Option<SystemCertificate>,
 }
 
 /// Whether a look at a pod can tell why the Deployment has nothing available.
@@ -58,7 +60,11 @@ pub(crate) fn has_digests(revision: &Revision) -> bool {
 
 /// Decides. Deterministic: the time is passed in.
 pub(crate) fn plan(observed: &Observed, configs: &Configs, now: Timestamp) -> Plan<Revision> {
-    let object = begin(&*observed.revision, now);
+    if observed.revision.metadata.deletion_timestamp.is_some() {
+        return Plan::default();
+    }
+    let revision = defaults::filled(Kind::Revision, &*observed.revision, configs);
+    let object = begin(&revision, now);
     let mut planner = Planner { observed, configs, now, object, live: None, plan: Plan::default() };
     let was_ready = planner.object.is_ready();
     let error = planner.run().err();
@@ -135,12 +141,10 @@ impl Planner<'_> {
     }
 
     fn system_certificate(&mut self) -> Result<(), String> {
-        if !self.configs.network.system_internal_tls {
-            return Ok(());
-        }
-        let observed = &self.observed.system_certificate;
-        let desired = system_certificate::desired(&self.object, observed, self.configs);
-        if let Some(write) = system_certificate::write(observed, desired)? {
+        let Some(observed) = &self.observed.system_certificate else { return Ok(()) };
+        let owner = observed.namespace.as_ref().map_err(Clone::clone)?;
+        let desired = system_certificate::desired(&self.object, owner, self.configs);
+        if let Some(write) = system_certificate::write(observed.certificate.as_deref(), owner, desired)? {
             let (reason, message) = write.failed;
             let failed = Failure::error(write.error, self.object.clone()).with_event(reason, message);
             self.plan.step(write.action, Some(write.done), failed);
@@ -290,6 +294,14 @@ mod tests {
         }
     }
 
+    fn namespace_of(given: &Given, name: &str) -> Result<Namespace, String> {
+        if given.fails("get namespaces") {
+            return Err("inducing failure for get namespaces".to_owned());
+        }
+        let found = given.all::<Namespace>().into_iter().find(|namespace| namespace.name_any() == name);
+        found.ok_or_else(|| format!("namespaces {name:?} not found"))
+    }
+
     fn observed(revision: Revision, given: &Given, hashes: &BTreeMap<String, String>) -> Observed {
         let (namespace, name) = given.key();
         let deployment =
@@ -306,17 +318,22 @@ mod tests {
             selector
                 .is_some_and(|labels| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
         };
+        let encrypted = given.configs().network.system_internal_tls;
         Observed {
             system_namespace: names::SYSTEM_NAMESPACE.into(),
             digests: resolution(&revision, given),
             images: given.all::<Image>().iter().map(ResourceExt::name_any).collect(),
             pod_autoscaler: given.get(namespace, name).map(Arc::new),
-            pod: given.all::<Pod>().into_iter().find(selected),
-            system_certificate: SystemCertificate {
-                namespace: given.all::<Namespace>().into_iter().find(|n| n.name_any() == namespace),
+            pod: given.all::<Pod>().into_iter().filter(|_| !given.fails("list pods")).find(selected),
+            system_certificate: encrypted.then(|| SystemCertificate {
+                namespace: namespace_of(given, namespace),
                 certificate: given.get::<Certificate>(namespace, names::SERVING_CERT).map(Arc::new),
-                secret: given.get::<Secret>(namespace, names::SERVING_CERT),
-            },
+                secret: if given.fails("get secrets") {
+                    Err("inducing failure for get secrets".to_owned())
+                } else {
+                    Ok(given.get::<Secret>(namespace, names::SERVING_CERT))
+                },
+            }),
             deployment: deployment.map(Arc::new),
             revision: Arc::new(revision),
         }

@@ -10,11 +10,14 @@ use kube::ResourceExt;
 
 use super::metadata;
 use crate::context::Configs;
+use crate::metadata::same;
 
 /// The PodAutoscaler as it is created: somebody has to scale, so a class is named.
 pub(super) fn with_class(mut desired: PodAutoscaler, configs: &Configs) -> PodAutoscaler {
     let class = configs.autoscaler.pod_autoscaler_class.clone();
-    desired.annotations_mut().entry(annotations::CLASS.to_owned()).or_insert(class);
+    if !class.is_empty() {
+        desired.annotations_mut().entry(annotations::CLASS.to_owned()).or_insert(class);
+    }
     desired
 }
 
@@ -66,14 +69,20 @@ fn reachability(revision: &Revision, deployment: Option<&Deployment>) -> Reachab
 pub(super) fn updated(live: &PodAutoscaler, desired: PodAutoscaler) -> Option<PodAutoscaler> {
     let mut next = live.clone();
     next.spec = desired.spec;
+    let is_defaulted = |key: &str| [annotations::CLASS, annotations::METRIC].contains(&key);
     let given = desired.metadata.annotations.unwrap_or_default();
+    // Class and metric that are not there yet are about to be: the webhook fills them in.
+    let is_missed = |(key, value): (&String, &String)| match live.annotations().get(key) {
+        None => !is_defaulted(key),
+        Some(present) => present != value,
+    };
     let annotations = next.annotations_mut();
     annotations.retain(|key, _| {
-        !key.starts_with(metadata::AUTOSCALING_PREFIX)
-            || given.contains_key(key)
-            || [annotations::CLASS, annotations::METRIC].contains(&key.as_str())
+        !key.starts_with(metadata::AUTOSCALING_PREFIX) || given.contains_key(key) || is_defaulted(key)
     });
-    annotations.extend(given);
-    let same = next.spec == live.spec && next.annotations() == live.annotations();
-    (!same).then_some(next)
+    let unchanged = annotations.len() == live.annotations().len()
+        && !given.iter().any(is_missed)
+        && same(&next.spec, &live.spec);
+    next.annotations_mut().extend(given);
+    (!unchanged).then_some(next)
 }

@@ -37,6 +37,7 @@ pub(super) fn mark(
             let reason = waiting.reason.as_deref().unwrap_or_default();
             let message = waiting.message.as_deref().unwrap_or_default();
             status.mark_resources_available_false(reason, message, now);
+            return;
         }
     }
 }

@@ -14,10 +14,11 @@ pub(crate) struct PortMissing {
     pub(crate) container: String,
 }
 
+/// Whether a port has no number. A name can only be that of the container's one port.
 fn is_unset(port: &IntOrString) -> bool {
     match port {
         IntOrString::Int(port) => *port == 0,
-        IntOrString::String(port) => port.is_empty(),
+        IntOrString::String(_) => true,
     }
 }
 
@@ -74,7 +75,7 @@ pub(super) fn encode_serving(serving: &Container, port: i32) -> String {
 }
 
 /// The readiness probes of all containers as text: the serving container's first, `null` if it has none, then those
-/// of the sidecars, except commands; empty if there are none at all.
+/// of the sidecars, except commands.
 ///
 /// # Errors
 /// A sidecar's probe names no port.
@@ -89,15 +90,16 @@ pub(super) fn encode_all<'a>(
         let named = match probe {
             Probe { http_get: Some(get), .. } => !is_unset(&get.port),
             Probe { tcp_socket: Some(socket), .. } => !is_unset(&socket.port),
-            Probe { grpc: Some(grpc), .. } => grpc.port != 0,
-            _ => continue,
+            Probe { exec: Some(_), .. } => continue,
+            Probe { grpc: Some(grpc), .. } => grpc.port > 0,
+            _ => false,
         };
         if !named {
             return Err(PortMissing { container: sidecar.name.clone() });
         }
         probes.push(Some(for_queue_proxy(probe, 0)));
     }
-    Ok(if probes.iter().all(Option::is_none) { String::new() } else { encode(&probes) })
+    Ok(encode(&probes))
 }
 
 /// The probe by which the kubelet learns the pod's readiness: it asks queue-proxy, with the user's timings.
@@ -138,5 +140,44 @@ pub(super) fn rewrite_liveness(container: &mut Container, port: i32, keep_given:
     };
     if !keep_given || is_unset(target) {
         *target = IntOrString::Int(port);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn container(probe: Value) -> Container {
+        serde_json::from_value(json!({"name": "side", "readinessProbe": probe})).expect("a container")
+    }
+
+    #[test]
+    fn a_port_by_name_is_the_serving_port() {
+        let serving = container(json!({"httpGet": {"port": "http", "path": "/ready"}}));
+        let probe: Probe = serde_json::from_str(&encode_serving(&serving, 8080)).expect("a probe");
+        assert_eq!(probe.http_get.map(|get| get.port), Some(IntOrString::Int(8080)));
+        let mut serving = Container {
+            liveness_probe: serde_json::from_value(json!({"tcpSocket": {"port": "http"}})).ok(),
+            ..Container::default()
+        };
+        rewrite_liveness(&mut serving, 8080, true);
+        let port = serving.liveness_probe.and_then(|probe| probe.tcp_socket).map(|socket| socket.port);
+        assert_eq!(port, Some(IntOrString::Int(8080)));
+    }
+
+    #[test]
+    fn a_sidecar_has_to_name_a_port_by_number_unless_it_runs_a_command() {
+        let serving = Container::default();
+        let encoded = |probe: Value| encode_all(&serving, [&container(probe)], 8080);
+        let missing = Err(PortMissing { container: "side".to_owned() });
+        for probe in [json!({}), json!({"httpGet": {"port": "http"}}), json!({"grpc": {"port": 0}})] {
+            assert_eq!(encoded(probe), missing);
+        }
+        assert_eq!(encoded(json!({"exec": {"command": ["true"]}})), Ok("[null]".to_owned()));
+        let list = encoded(json!({"tcpSocket": {"port": 9000}, "periodSeconds": 5})).expect("a list");
+        let list: Value = serde_json::from_str(&list).expect("JSON");
+        let socket = json!({"tcpSocket": {"host": "127.0.0.1", "port": 9000}});
+        assert_eq!(list, json!([null, {"tcpSocket": socket["tcpSocket"], "periodSeconds": 5, "timeoutSeconds": 1}]));
     }
 }

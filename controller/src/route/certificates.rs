@@ -42,6 +42,7 @@ pub(crate) fn certificate(
 ) -> Certificate {
     let own = metadata::annotations(&route.metadata);
     let class = annotations::lookup(&own, annotations::CERTIFICATE_CLASS)
+        .filter(|(_, class)| !class.is_empty())
         .map_or(configs.network.default_certificate_class.as_str(), |(_, v)| v);
     let mut all = BTreeMap::from([(annotations::CERTIFICATE_CLASS[0].to_owned(), class.to_owned())]);
     all.extend(own.clone());
@@ -97,7 +98,8 @@ pub(crate) fn ingress_tls(certificate: &Certificate, hosts: &[String]) -> Ingres
 pub(crate) fn covers(wildcard: &Certificate, hosts: &[String]) -> bool {
     hosts.iter().all(|host| {
         host.split_once('.').is_some_and(|(_, parent)| {
-            wildcard.spec.dns_names.iter().any(|name| name.strip_prefix("*.") == Some(parent))
+            let parents = wildcard.spec.dns_names.iter().filter_map(|name| name.split_once('.'));
+            parents.map(|(_, of_name)| of_name).any(|of_name| of_name == parent)
         })
     })
 }

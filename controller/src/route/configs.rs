@@ -59,7 +59,7 @@ pub(super) fn rollout_duration(configs: &Configs, route: &Route) -> Duration {
     let own = metadata::annotations(&route.metadata);
     annotations::lookup(&own, annotations::ROLLOUT_DURATION)
         .and_then(|(_, text)| golang::parse_duration(text).ok())
-        .map(golang::GoDuration::to_std)
+        .map(|duration| Duration::from_secs(duration.to_std().as_secs()))
         .filter(|duration| !duration.is_zero())
         .unwrap_or(configs.network.rollout_duration)
 }

@@ -53,6 +53,7 @@ pub(crate) fn ingress(configs: &Configs, route: &Route, parts: Parts<'_>) -> Res
     let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
     let own = metadata::annotations(&route.metadata);
     let class = annotations::lookup(&own, annotations::INGRESS_CLASS)
+        .filter(|(_, class)| !class.is_empty())
         .map_or(configs.network.default_ingress_class.as_str(), |(_, v)| v);
 
     let mut all = metadata::Map::new();

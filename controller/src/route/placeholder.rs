@@ -78,7 +78,8 @@ fn towards_gateway(
     let status = ingress.status.as_ref()?;
     let hidden = label(&existing.metadata, labels::VISIBILITY) == Some(labels::VISIBILITY_CLUSTER_LOCAL);
     // Placeholders serve callers within the cluster: the private gateway wherever there is one.
-    let balancer = if hidden || status.private_load_balancer.is_some() {
+    let has_private = status.private_load_balancer.as_ref().is_some_and(|b| !b.ingress.is_empty());
+    let balancer = if hidden || has_private {
         status.private_load_balancer.as_ref()
     } else {
         status.public_load_balancer.as_ref()
@@ -88,12 +89,13 @@ fn towards_gateway(
 }
 
 fn spec_towards(entry: &LoadBalancerIngressStatus) -> Option<(ServiceSpec, Option<Vec<EndpointSubset>>)> {
-    if !entry.domain_internal.is_empty() {
+    // An address comes first: an alias sends callers by a name that not every gateway and mesh takes.
+    if entry.ip.is_empty() && !entry.domain_internal.is_empty() {
         let spec =
             ServiceSpec { session_affinity: Some("None".to_owned()), ..alias(entry.domain_internal.clone()) };
         return Some((spec, None));
     }
-    if !entry.domain.is_empty() {
+    if entry.ip.is_empty() && !entry.domain.is_empty() {
         return Some((alias(entry.domain.clone()), None));
     }
     if !entry.ip.is_empty() {
@@ -187,13 +189,10 @@ fn update_endpoints(
             actions.push(Action::create(&Endpoints { metadata: desired, subsets: Some(subsets) }));
         }
         (Some(existing), Some(subsets)) => {
-            let mut updated = existing.clone();
-            merge(&mut updated.metadata, &desired);
             let current = existing.subsets.as_deref().unwrap_or_default();
             let same = current.len() == subsets.len() && contains(&current, &subsets);
-            if !same || !metadata::same_maps(&updated.metadata, &existing.metadata) {
-                updated.subsets = Some(subsets);
-                actions.push(Action::update(&updated));
+            if !same {
+                actions.push(Action::update(&Endpoints { subsets: Some(subsets), ..existing.clone() }));
             }
         }
     }

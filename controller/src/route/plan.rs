@@ -58,7 +58,7 @@ pub(crate) fn plan(
         configs,
         now,
         name: original.metadata.name.clone().unwrap_or_default(),
-        route: begin(original, now),
+        route: begin(&with_defaults(original), now),
         plan: Plan::default(),
         references: BTreeSet::new(),
     };
@@ -67,6 +67,16 @@ pub(crate) fn plan(
     plan.error = error;
     plan.object = Some(route);
     RoutePlan { plan, references }
+}
+
+/// The Route with every target's defaults filled in. They are so few that they are not worth a detour by JSON.
+fn with_defaults(route: &Route) -> Route {
+    let mut route = route.clone();
+    for target in &mut route.spec.traffic {
+        target.latest_revision.get_or_insert(target.revision_name.is_empty());
+        target.percent.get_or_insert(0);
+    }
+    route
 }
 
 pub(super) struct Planner<'a, N> {
@@ -135,11 +145,12 @@ impl<N: Namespace> Planner<'_, N> {
         let tags: BTreeSet<String> = std::iter::once(DEFAULT_TARGET.to_owned())
             .chain(self.route.spec.traffic.iter().map(|t| t.tag.clone()))
             .collect();
-        let namespace = self.namespace;
+        let (namespace, route_name) = (self.namespace, self.name.clone());
         let visibility =
             visibility::visibility(self.configs, &self.route, tags.iter().map(String::as_str), |name| {
                 namespace
                     .service(name)
+                    .filter(|s| metadata::label(&s.metadata, labels::ROUTE) == Some(route_name.as_str()))
                     .and_then(|s| metadata::label(&s.metadata, labels::VISIBILITY).map(str::to_owned))
             });
         let visibility = self.or_config_error(visibility)?;
@@ -190,7 +201,8 @@ impl<N: Namespace> Planner<'_, N> {
         let mut wanted = BTreeSet::new();
         let mut placeholders = Vec::new();
         for tag in traffic.targets.keys() {
-            let desired = placeholder::initial(self.configs, &self.route, tag).map_err(|e| e.to_string())?;
+            let desired = placeholder::initial(self.configs, &self.route, tag)
+                .map_err(|error| format!("failed to construct placeholder k8s service: {error}"))?;
             let name = desired.metadata.name.clone().unwrap_or_default();
             let service = match self.namespace.service(&name) {
                 None => {
@@ -219,13 +231,12 @@ impl<N: Namespace> Planner<'_, N> {
         }
         for orphan in self.namespace.services_of(&self.name) {
             let name = orphan.metadata.name.clone().unwrap_or_default();
-            if wanted.contains(&name) || !is_controlled_by(&orphan.metadata, &self.route) {
+            if wanted.contains(&name) {
                 continue;
             }
             let failed = Failure::error("failed to delete Service", self.route.clone());
             self.step(Action::delete(&*orphan), None, failed);
-            let endpoints = self.namespace.endpoints(&name);
-            if let Some(endpoints) = endpoints.filter(|e| is_controlled_by(&e.metadata, &self.route)) {
+            if let Some(endpoints) = self.namespace.endpoints(&name) {
                 let failed = Failure::error("failed to delete Endpoints", self.route.clone());
                 self.step(Action::delete(&*endpoints), None, failed);
             }
@@ -236,7 +247,7 @@ impl<N: Namespace> Planner<'_, N> {
     fn update_placeholders(&mut self, placeholders: &[Placeholder], ingress: &Ingress) {
         for Placeholder { service, endpoints } in placeholders {
             for action in placeholder::updates(&self.route, service, endpoints.as_deref(), ingress) {
-                let failed = Failure::error("failed to update placeholder service", self.route.clone());
+                let failed = Failure::error("", self.route.clone());
                 self.step(action, None, failed);
             }
         }

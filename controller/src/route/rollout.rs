@@ -194,8 +194,9 @@ fn step_configuration(
         None => return goal.clone(),
         Some(last) if last.revision_name == target.revision_name => {
             if next.revisions.len() < 2 {
-                next.step_params = StepParams::default();
-            } else if next.step_params.step_size > 0 && now >= next.step_params.next_step_time {
+                return goal.clone();
+            }
+            if next.step_params.step_size > 0 && now >= next.step_params.next_step_time {
                 next.advance(now);
             }
             return next;

@@ -44,12 +44,13 @@ impl<N: Namespace> Planner<'_, N> {
         if same_spec && same_maps(&existing.metadata, &desired.metadata) {
             return Ok(Certificate::clone(&existing));
         }
+        let wanted = desired.clone();
         let mut updated = Certificate::clone(&existing);
         updated.spec = desired.spec;
         updated.metadata.labels = desired.metadata.labels;
         updated.metadata.annotations = desired.metadata.annotations;
         let failed = self
-            .certificate_failure(&updated, "failed to update Certificate")
+            .certificate_failure(&wanted, "failed to update Certificate")
             .with_event("UpdateFailed", format!("Failed to update Certificate {within}/{name}"));
         let done = EventText::normal("Updated", format!("Updated Spec for Certificate {within}/{name}"));
         self.step(Action::update(&updated), Some(done), failed);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ember_api::conditions::Condition;
 use ember_api::labels;
 use ember_api::networking::ProtocolType;
 use ember_api::serving::v1::{Configuration, Revision, Route, RouteStatus};
@@ -149,7 +150,7 @@ impl<L: Lookup> Builder<'_, L> {
             .ok_or_else(|| TargetError::ConfigurationNotFound(name.to_owned()))?;
         let latest = configuration.status.as_ref().map(|s| s.latest_ready_revision_name.clone());
         let Some(latest) = latest.filter(|l| !l.is_empty()) else {
-            return Err(if configuration.is_failed() {
+            return Err(if configuration.ready_condition().is_some_and(Condition::is_false) {
                 TargetError::ConfigurationFailed(name.to_owned())
             } else {
                 TargetError::ConfigurationPending(name.to_owned())
@@ -220,7 +221,7 @@ impl<L: Lookup> Builder<'_, L> {
 fn check_ready(revision: &Revision, name: &str) -> Result<(), TargetError> {
     if revision.is_ready() {
         Ok(())
-    } else if revision.is_failed() {
+    } else if revision.ready_condition().is_some_and(Condition::is_false) {
         Err(TargetError::RevisionFailed(name.to_owned()))
     } else {
         Err(TargetError::RevisionPending(name.to_owned()))
@@ -264,15 +265,15 @@ impl Traffic {
         rollout
     }
 
-    /// The entries of `status.traffic` under a rollout state: an entry whose Configuration is being rolled out
-    /// appears once for each of its revisions.
+    /// The entries of `status.traffic` under a rollout state: an entry that follows a Configuration appears once for
+    /// each of the revisions that its tag leads to, with their shares under that tag.
     pub(crate) fn effective_entries(&self, rollout: &Rollout) -> Vec<RevisionTarget> {
         self.entries
             .iter()
             .flat_map(|entry| {
                 let state = rollout
-                    .configuration(DEFAULT_TARGET, &entry.configuration_name)
-                    .filter(|s| entry.latest && entry.percent != 0 && s.revisions.len() > 1);
+                    .configuration(&entry.tag, &entry.configuration_name)
+                    .filter(|_| entry.latest);
                 match state {
                     None => vec![entry.clone()],
                     Some(state) => state

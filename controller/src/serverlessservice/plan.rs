@@ -34,6 +34,9 @@ pub(crate) struct Observed {
 
 /// Decides. Deterministic: the time is passed in.
 pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan<ServerlessService> {
+    if observed.sks.metadata.deletion_timestamp.is_some() {
+        return Plan::default();
+    }
     let mut planner = Planner { observed, object: begin(&*observed.sks, now), plan: Plan::default(), now };
     let result = planner
         .private_service()

@@ -32,7 +32,7 @@ async fn reconcile(ctx: Context, key: Key) -> Result<Next, Error> {
         named_revision: named.and_then(|name| caches.revisions.get(&key.namespace, name)),
         service,
     };
-    let plan = plan::plan(&observed, now);
+    let plan = plan::plan(&observed, &ctx.configs.load(), now);
     let events = ctx.events.named("service-controller");
     ctx.carry_out(&*observed.service, plan, &caches.services, &events, now).await
 }

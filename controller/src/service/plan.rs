@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ember_api::admission::Kind;
+use ember_api::configmaps::Configs;
 use ember_api::labels;
 use ember_api::serving::v1::{Configuration, Revision, Route, Service, ServiceStatus, TrafficTarget};
 use ember_api::status::Conditioned;
@@ -9,6 +11,7 @@ use ember_reconcile::apply::Action;
 use jiff::Timestamp;
 
 use super::children;
+use crate::defaults;
 use crate::metadata::{label, same, same_maps};
 use crate::owner::is_controlled_by;
 use crate::plan::{EventText, Failure, Plan, begin};
@@ -26,29 +29,32 @@ pub(crate) struct Observed {
 }
 
 /// Decides what to do about a Service.
-pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan<Service> {
+pub(crate) fn plan(observed: &Observed, configs: &Configs, now: Timestamp) -> Plan<Service> {
     let mut plan = Plan::default();
     if observed.service.metadata.deletion_timestamp.is_some() {
         return plan;
     }
     let mut service = begin(&*observed.service, now);
-    plan.error = reconcile(observed, &mut service, &mut plan, now).err();
+    plan.error = reconcile(observed, configs, &mut service, &mut plan, now).err();
     plan.object = Some(service);
     plan
 }
 
 fn reconcile(
     observed: &Observed,
+    configs: &Configs,
     service: &mut Service,
     plan: &mut Plan<Service>,
     now: Timestamp,
 ) -> Result<(), String> {
     let name = service.metadata.name.clone().unwrap_or_default();
     let byo_name = service.spec.template.metadata.name.clone().unwrap_or_default();
+    // Children that are as the Service says are so with defaults, too: these matter only where something is written.
+    let filled = || defaults::filled(Kind::Service, &*observed.service, configs);
 
     let configuration = match &observed.configuration {
         None => {
-            let desired = children::configuration(service, None);
+            let desired = children::configuration(&filled(), None);
             plan.step(
                 Action::create(&desired),
                 Some(EventText::normal("Created", format!("Created Configuration {name:?}"))),
@@ -62,8 +68,13 @@ fn reconcile(
             return Err(format!("service: {name:?} does not own configuration: {name:?}"));
         }
         Some(existing) => {
-            let desired = children::configuration(service, Some(existing));
-            let same_spec = same(&existing.spec, &desired.spec);
+            let mut desired = children::configuration(service, Some(existing));
+            let mut same_spec = same(&existing.spec, &desired.spec);
+            if !same_spec {
+                desired.spec = children::configuration(&filled(), None).spec;
+                let existing = defaults::filled(Kind::Configuration, &**existing, configs);
+                same_spec = same(&existing.spec, &desired.spec);
+            }
             if !same_spec || !same_maps(&existing.metadata, &desired.metadata) {
                 let mut updated = Configuration::clone(existing);
                 updated.spec = desired.spec;
@@ -102,7 +113,7 @@ fn reconcile(
 
     let route = match &observed.route {
         None => {
-            let desired = children::route(service);
+            let desired = children::route(&filled());
             plan.step(
                 Action::create(&desired),
                 Some(EventText::normal("Created", format!("Created Route {name:?}"))),
@@ -116,8 +127,13 @@ fn reconcile(
             return Err(format!("service: {name:?} does not own route: {name:?}"));
         }
         Some(existing) => {
-            let desired = children::route(service);
-            let same_spec = same(&existing.spec, &desired.spec);
+            let mut desired = children::route(service);
+            let mut same_spec = same(&existing.spec, &desired.spec);
+            if !same_spec {
+                desired.spec = children::route(&filled()).spec;
+                let existing = defaults::filled(Kind::Route, &**existing, configs);
+                same_spec = same(&existing.spec, &desired.spec);
+            }
             if !same_spec || !same_maps(&existing.metadata, &desired.metadata) {
                 let mut updated = Route::clone(existing);
                 updated.spec = desired.spec;
@@ -195,7 +211,7 @@ mod tests {
                 named_revision: named.and_then(|name| case.given.get(namespace, &name)).map(Arc::new),
                 service: Arc::new(service),
             };
-            let plan = plan(&observed, case.given.now());
+            let plan = plan(&observed, &case.given.configs(), case.given.now());
             report.check(&case.id, case.compare(&*observed.service, plan));
         }
         report.finish();

@@ -85,7 +85,10 @@ fn deployment_conditions(deployment: &DeploymentStatus, now: Timestamp) -> Condi
     // A Deployment speaks of replica failures only when there are some, and of progress only once there is any.
     manager.mark_true(REPLICA_SET_READY);
     manager.mark_unknown(PROGRESSING, RevisionStatus::REASON_DEPLOYING, "");
-    for condition in deployment.conditions.iter().flatten() {
+    // A replica failure tells more than progress does, in whatever order the two are listed.
+    let all = || deployment.conditions.iter().flatten();
+    let failures = all().filter(|condition| condition.type_ == "ReplicaFailure");
+    for condition in all().filter(|condition| condition.type_ == "Progressing").chain(failures) {
         let mut source = Condition {
             status: ConditionStatus::from(condition.status.as_str()),
             reason: condition.reason.clone().unwrap_or_default(),
@@ -206,7 +209,8 @@ impl RevisionStatus {
 
     /// Takes over what the PodAutoscaler says of scale and activity.
     pub fn propagate_autoscaler_status(&mut self, autoscaler: &PodAutoscalerStatus, now: Timestamp) {
-        let resources_unavailable = self.conditions.is_false(Self::RESOURCES_AVAILABLE);
+        let resources_unavailable = self.conditions.is_false(Self::RESOURCES_AVAILABLE)
+            || self.conditions.is_false(Self::CONTAINER_HEALTHY);
         self.actual_replicas = autoscaler.actual_scale.filter(|scale| *scale >= 0);
         self.desired_replicas = autoscaler.desired_scale.filter(|scale| *scale >= 0);
 
@@ -220,7 +224,7 @@ impl RevisionStatus {
 
         // The initial scale was reached, so pods were ready; that holds unless something has failed since.
         let initialized = autoscaler.is_scale_target_initialized();
-        if initialized && !resources_unavailable && !self.conditions.is_false(Self::CONTAINER_HEALTHY) {
+        if initialized && !resources_unavailable {
             self.mark_resources_available_true(now);
             self.mark_container_healthy_true(now);
         }
