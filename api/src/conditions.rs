@@ -353,8 +353,17 @@ impl Manager<'_, '_> {
     /// The dependent that explains unhappiness: `False` before `Unknown`, the latest transition first; dependents
     /// that are missing count as `Unknown`.
     fn unhappy_dependent(&self) -> Option<Condition> {
-        let mut present: Vec<&Condition> =
-            self.conditions.iter().filter(|condition| self.set.is_dependent(&condition.type_)).collect();
+        if self.set.dependents.is_empty() {
+            return None;
+        }
+        // Whoever set a condition without a severity meant it to count.
+        let mut present: Vec<&Condition> = self
+            .conditions
+            .iter()
+            .filter(|condition| {
+                condition.severity == ConditionSeverity::Error && condition.type_ != self.set.happy
+            })
+            .collect();
         present.sort_by(|a, b| b.last_transition_time.cmp(&a.last_transition_time));
         let found = present
             .iter()

@@ -172,16 +172,18 @@ impl FieldError {
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let mut merged: BTreeMap<(&str, &str, Level), Vec<&str>> = BTreeMap::new();
-        for finding in &self.0 {
+        for finding in self.0.iter().filter(|finding| !finding.message.is_empty()) {
             let paths = finding.paths.iter().map(String::as_str);
             match merged.entry((&finding.message, &finding.details, finding.level)) {
                 Entry::Vacant(entry) => {
                     entry.insert(paths.collect());
                 }
                 Entry::Occupied(mut entry) => {
-                    entry.get_mut().extend(paths);
-                    entry.get_mut().sort_unstable();
-                    entry.get_mut().dedup();
+                    for path in paths {
+                        if !entry.get().contains(&path) {
+                            entry.get_mut().push(path);
+                        }
+                    }
                 }
             }
         }

@@ -73,6 +73,8 @@ fn tag(image: &str) -> Result<Reference, TagError> {
         Some((base, tag)) if !tag.contains('/') => (base, Some(tag)),
         _ => (image, None),
     };
+    // A colon with nothing behind it selects nothing.
+    let tag = tag.filter(|tag| !tag.is_empty());
     if let Some(tag) = tag {
         check("tag", tag, TAG_CHARS, 1, 128)?;
     }
@@ -89,16 +91,7 @@ fn digest(image: &str) -> Result<Reference, TagError> {
         return Err(TagError(format!("unsupported digest {}", quote(digest))));
     }
     // A tag beside a digest says nothing.
-    let base = tag(base).map_or_else(
-        |_| base.to_owned(),
-        |with_tag| match base.rsplit_once(':') {
-            Some((start, end)) if !end.contains('/') && with_tag.version == Version::Tag(end.to_owned()) => {
-                start.to_owned()
-            }
-            _ => base.to_owned(),
-        },
-    );
-    let (registry, path) = repository(&base)?;
+    let Reference { registry, path, .. } = tag(base)?;
     Ok(Reference { registry, path, version: Version::Digest(digest.to_owned()) })
 }
 
@@ -131,7 +124,7 @@ fn is_host(registry: &str) -> bool {
 }
 
 fn check(what: &str, text: &str, allowed: &str, min: usize, max: usize) -> Result<(), TagError> {
-    if !(min..=max).contains(&text.len()) {
+    if !(min..=max).contains(&text.chars().count()) {
         return Err(TagError(format!("{what} must be between {min} and {max} characters in length: {text}")));
     }
     if !text.chars().all(|c| allowed.contains(c)) {
@@ -173,6 +166,14 @@ mod tests {
             })
             .collect();
         golden::report("images", cases.len(), &failures);
+    }
+
+    #[test]
+    fn an_empty_tag_is_none() {
+        let reference = Reference::parse("nginx:");
+        assert_eq!(reference.map(|r| r.version), Ok(Version::Tag("latest".into())));
+        assert!(Reference::parse("example.com/app:").is_ok());
+        assert!(Reference::parse(":").is_err());
     }
 
     #[test]

@@ -13,12 +13,87 @@ pub enum QuantityError {
     Suffix,
 }
 
-/// Reads a quantity; the text is kept as it was written.
+/// Reads a quantity into its canonical form.
 ///
 /// # Errors
 /// The text is no quantity.
 pub fn parse(text: &str) -> Result<Quantity, QuantityError> {
-    value(text).map(|_| Quantity(text.to_owned()))
+    canonical(text).map(Quantity)
+}
+
+/// How a quantity is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Decimal,
+    Binary,
+    Exponent,
+}
+
+const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
+
+/// The quantity as Kubernetes writes it: the largest unit that leaves no fraction, in the same kind of units.
+///
+/// # Errors
+/// The text is no quantity.
+pub fn canonical(text: &str) -> Result<String, QuantityError> {
+    value(text)?;
+    let (negative, unsigned) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let length = unsigned.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+    let (number, suffix) = unsigned.split_at(length);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = format!("{whole}{fraction}");
+    let digits = digits.trim_start_matches('0');
+    if digits.is_empty() {
+        return Ok("0".to_owned());
+    }
+    let (form, exponent) = if let Some(power) = BINARY.iter().skip(1).position(|unit| *unit == suffix) {
+        (Form::Binary, (power + 1) as i32)
+    } else if let Some(power) = DECIMAL.iter().position(|unit| *unit == suffix) {
+        (Form::Decimal, 3 * power as i32 - 9)
+    } else {
+        (Form::Exponent, suffix[1..].parse().unwrap_or(0))
+    };
+    // Beyond what is exact here the text stands as it is; no cluster has that much of anything.
+    let Some(amount) = nanos(digits, fraction.len(), form, exponent) else { return Ok(text.to_owned()) };
+    let sign = if negative { "-" } else { "" };
+    let billion = 1_000_000_000;
+    if form == Form::Binary && amount >= 1024 * billion {
+        // Binary units have no fractions of one.
+        let mut amount = (amount + billion - 1) / billion;
+        let mut unit = 0;
+        while amount % 1024 == 0 && unit + 1 < BINARY.len() {
+            amount /= 1024;
+            unit += 1;
+        }
+        return Ok(format!("{sign}{amount}{}", BINARY[unit]));
+    }
+    let (mut amount, mut power) = (amount, -9);
+    while amount % 1000 == 0 && power < 18 {
+        amount /= 1000;
+        power += 3;
+    }
+    Ok(match (form, power) {
+        (Form::Exponent, 0) => format!("{sign}{amount}"),
+        (Form::Exponent, power) => format!("{sign}{amount}e{power}"),
+        (_, power) => format!("{sign}{amount}{}", DECIMAL[((power + 9) / 3) as usize]),
+    })
+}
+
+/// Billionths, rounded up; `None` beyond what is exact.
+fn nanos(digits: &str, decimals: usize, form: Form, exponent: i32) -> Option<u128> {
+    let digits: u128 = digits.parse().ok()?;
+    let decimals = i32::try_from(decimals).ok()?;
+    let (digits, power) = if form == Form::Binary {
+        (digits.checked_mul(1024_u128.checked_pow(exponent.try_into().ok()?)?)?, 9 - decimals)
+    } else {
+        (digits, exponent.checked_add(9)?.checked_sub(decimals)?)
+    };
+    let scale = 10_u128.checked_pow(power.unsigned_abs())?;
+    if power >= 0 { digits.checked_mul(scale) } else { Some(digits.div_ceil(scale)) }
 }
 
 /// The amount in base units (bytes, cores). Precise enough for comparisons, not for arithmetic.
@@ -87,5 +162,28 @@ mod tests {
             assert_eq!(value(text), Err(QuantityError::Format), "{text}");
         }
         assert_eq!(value("1Mk"), Err(QuantityError::Suffix));
+    }
+
+    #[test]
+    fn the_canonical_form_has_no_fractions() {
+        for (text, form) in [
+            ("250m", "250m"),
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            ("1.5Gi", "1536Mi"),
+            ("1024Mi", "1Gi"),
+            ("512", "512"),
+            ("0.5Ki", "512"),
+            ("0Gi", "0"),
+            ("-1Gi", "-1Gi"),
+            ("+2", "2"),
+            ("1500k", "1500k"),
+            ("2000k", "2M"),
+            ("1e3", "1e3"),
+            ("12e6", "12e6"),
+            ("0.1n", "1n"),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Ok(form), "{text}");
+        }
     }
 }

@@ -9,8 +9,18 @@ const LABEL_VALUE: &str = "a valid label must be an empty string or consist of a
 const C_IDENTIFIER: &str = "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')";
 const CONFIG_MAP_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 
-fn too_long(max: usize) -> String {
-    format!("must be no more than {max} characters")
+/// How Kubernetes counts; its checks differ in that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Characters,
+    Bytes,
+}
+
+fn too_long(max: usize, unit: Unit) -> String {
+    match unit {
+        Unit::Characters => format!("must be no more than {max} characters"),
+        Unit::Bytes => format!("must be no more than {max} bytes"),
+    }
 }
 
 fn is_label(text: &str) -> bool {
@@ -18,10 +28,14 @@ fn is_label(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-fn check(text: &str, max: usize, good: bool, problem: &str) -> Vec<String> {
+fn is_subdomain(text: &str) -> bool {
+    text.split('.').all(is_label)
+}
+
+fn check(text: &str, (max, unit): (usize, Unit), good: bool, problem: &str) -> Vec<String> {
     let mut problems = Vec::new();
     if text.len() > max {
-        problems.push(too_long(max));
+        problems.push(too_long(max, unit));
     }
     if !good {
         problems.push(problem.to_owned());
@@ -32,29 +46,33 @@ fn check(text: &str, max: usize, good: bool, problem: &str) -> Vec<String> {
 /// A label of RFC 1123: names of containers, volumes, namespaces.
 #[must_use]
 pub fn dns1123_label(text: &str) -> Vec<String> {
-    check(text, 63, is_label(text), DNS1123_LABEL)
+    // What is wrong with a good name of several labels is that there are several.
+    let problem = if is_subdomain(text) { "must not contain dots" } else { DNS1123_LABEL };
+    check(text, (63, Unit::Characters), is_label(text), problem)
 }
 
 /// Labels of RFC 1123 with dots between: names of most objects.
 #[must_use]
 pub fn dns1123_subdomain(text: &str) -> Vec<String> {
-    check(text, 253, text.split('.').all(is_label), DNS1123_SUBDOMAIN)
+    subdomain(text, Unit::Characters)
+}
+
+fn subdomain(text: &str, unit: Unit) -> Vec<String> {
+    check(text, (253, unit), is_subdomain(text), DNS1123_SUBDOMAIN)
 }
 
 /// A label of RFC 1035: names of services, so also of everything that gets one.
 #[must_use]
 pub fn dns1035_label(text: &str) -> Vec<String> {
     let good = is_label(text) && text.starts_with(|c: char| c.is_ascii_lowercase());
-    check(text, 63, good, DNS1035_LABEL)
+    check(text, (63, Unit::Characters), good, DNS1035_LABEL)
 }
 
-/// As [`dns1035_label`], for the beginning of a name: a dash at its end is fine.
+/// As [`dns1035_label`], for the beginning of a name: a dash at its end is fine, whatever stands before it.
 #[must_use]
 pub fn dns1035_label_prefix(text: &str) -> Vec<String> {
-    let masked = match text.strip_suffix('-') {
-        Some(start) if text.len() > 1 => format!("{start}a"),
-        _ => text.to_owned(),
-    };
+    let start = text.strip_suffix('-').and_then(|start| start.get(..start.len().checked_sub(1)?));
+    let masked = start.map_or_else(|| text.to_owned(), |start| format!("{start}a"));
     dns1035_label(&masked)
 }
 
@@ -66,7 +84,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
         None => text,
         Some((_, name)) if name.contains('/') => {
             return vec![format!(
-                "a qualified name {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
+                "a valid label key {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
                 QUALIFIED_NAME
             )];
         }
@@ -74,7 +92,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 problems.push("prefix part must be non-empty".to_owned());
             } else {
-                problems.extend(dns1123_subdomain(prefix).into_iter().map(|p| format!("prefix part {p}")));
+                problems.extend(subdomain(prefix, Unit::Bytes).into_iter().map(|p| format!("prefix part {p}")));
             }
             name
         }
@@ -82,7 +100,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         problems.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        problems.push(format!("name part {}", too_long(63)));
+        problems.push(format!("name part {}", too_long(63, Unit::Bytes)));
     }
     if !is_label_text(name) {
         problems.push(format!("name part {QUALIFIED_NAME}"));
@@ -99,7 +117,7 @@ fn is_label_text(text: &str) -> bool {
 /// A label's value.
 #[must_use]
 pub fn label_value(text: &str) -> Vec<String> {
-    check(text, 63, text.is_empty() || is_label_text(text), LABEL_VALUE)
+    check(text, (63, Unit::Bytes), text.is_empty() || is_label_text(text), LABEL_VALUE)
 }
 
 /// An identifier as in C: names of kinds.
@@ -107,14 +125,14 @@ pub fn label_value(text: &str) -> Vec<String> {
 pub fn c_identifier(text: &str) -> Vec<String> {
     let good = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    check(text, usize::MAX, good, C_IDENTIFIER)
+    if good { Vec::new() } else { vec![C_IDENTIFIER.to_owned()] }
 }
 
 /// A key of a ConfigMap or Secret.
 #[must_use]
 pub fn config_map_key(text: &str) -> Vec<String> {
     let good = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    let mut problems = check(text, 253, good, CONFIG_MAP_KEY);
+    let mut problems = check(text, (253, Unit::Characters), good, CONFIG_MAP_KEY);
     match text {
         "." => problems.push("must not be '.'".to_owned()),
         ".." => problems.push("must not be '..'".to_owned()),
@@ -144,4 +162,34 @@ pub fn fully_qualified_domain_name(field: &str, text: &str) -> Option<String> {
     }
     let label = name.split('.').find(|label| !dns1123_label(label).is_empty())?;
     invalid(label, &dns1123_label(label).join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dash_at_the_end_of_a_prefix_is_fine() {
+        for prefix in ["a-", "my-app-", "app", &format!("{}-", "a".repeat(63))] {
+            assert_eq!(dns1035_label_prefix(prefix), Vec::<String>::new(), "{prefix}");
+        }
+        for prefix in ["-", "1app-", "My-"] {
+            assert_eq!(dns1035_label_prefix(prefix), [DNS1035_LABEL], "{prefix}");
+        }
+    }
+
+    #[test]
+    fn several_labels_are_no_label() {
+        assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
+        assert_eq!(dns1123_label("a..b"), [DNS1123_LABEL]);
+        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
+    }
+
+    #[test]
+    fn keys_are_counted_in_bytes() {
+        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 bytes"]);
+        assert_eq!(label_value(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert!(qualified_name("a/b/c")[0].starts_with("a valid label key must consist of "));
+        assert_eq!(qualified_name("/b"), ["prefix part must be non-empty"]);
+    }
 }

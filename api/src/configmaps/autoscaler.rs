@@ -130,9 +130,7 @@ impl Autoscaler {
     }
 
     fn read(&mut self, data: &Data<'_>) -> Result<Times, ConfigError> {
-        if let Some(class) = data.get("pod-autoscaler-class") {
-            class.trim().clone_into(&mut self.pod_autoscaler_class);
-        }
+        data.string("pod-autoscaler-class", &mut self.pod_autoscaler_class);
         data.bool("enable-scale-to-zero", &mut self.enable_scale_to_zero)?;
         data.bool("allow-zero-initial-scale", &mut self.allow_zero_initial_scale)?;
         data.float("max-scale-up-rate", &mut self.max_scale_up_rate)?;

@@ -30,9 +30,10 @@ impl<'a> Data<'a> {
         Ok(())
     }
 
+    /// A text without the blanks around it.
     pub(super) fn string(&self, key: &str, target: &mut String) {
         if let Some(raw) = self.get(key) {
-            raw.clone_into(target);
+            raw.trim().clone_into(target);
         }
     }
 

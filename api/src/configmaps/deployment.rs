@@ -197,7 +197,7 @@ impl Deployment {
             Some("prefer-spread-revision-over-nodes") => AffinityType::PreferSpreadRevisionOverNodes,
             Some(other) => return fail(format!("unsupported default-affinity-type value: {}", quote(other))),
         };
-        if let Some(raw) = data.get("runtime-class-name") {
+        if let Some(raw) = data.get("runtime-class-name").map(str::trim) {
             config.runtime_class_names = runtime_classes(raw)?;
         }
         Ok(config)
@@ -248,11 +248,21 @@ fn runtime_classes(raw: &str) -> Result<BTreeMap<String, RuntimeClassSelector>, 
         for (key, value) in &class.selector {
             let invalid =
                 |what: String| ConfigError(format!("runtime-class-name {name} selector invalid: {what}"));
-            if let Some(problem) = syntax::qualified_name(key).first() {
-                return Err(invalid(format!("key: Invalid value: {}: {problem}", quote(key))));
-            }
-            if let Some(problem) = syntax::label_value(value).first() {
-                return Err(invalid(format!("values[0][{key}]: Invalid value: {}: {problem}", quote(value))));
+            let checks = [
+                ("key".to_owned(), key, syntax::qualified_name(key)),
+                (format!("values[0][{key}]"), value, syntax::label_value(value)),
+            ];
+            let found: Vec<String> = checks
+                .into_iter()
+                .filter(|(_, _, problems)| !problems.is_empty())
+                .map(|(path, value, problems)| {
+                    format!("{path}: Invalid value: {}: {}", quote(value), problems.join("; "))
+                })
+                .collect();
+            match found.as_slice() {
+                [] => {}
+                [only] => return Err(invalid(only.clone())),
+                several => return Err(invalid(format!("[{}]", several.join(", ")))),
             }
         }
     }

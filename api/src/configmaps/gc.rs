@@ -74,7 +74,7 @@ fn criterion<T>(
     target: &mut Option<T>,
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<(), ConfigError> {
-    match data.get(key) {
+    match data.get(key).map(str::trim) {
         None | Some("") => {}
         Some(raw) if raw.eq_ignore_ascii_case("disabled") => *target = None,
         Some(raw) => {

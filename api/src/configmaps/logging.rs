@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::ConfigError;
-use super::data::Data;
 
 /// The ConfigMap's name.
 pub const NAME: &str = "config-logging";
@@ -24,7 +23,9 @@ impl Logging {
     /// A level that is none.
     pub fn parse(data: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
-        Data(data).string("zap-logger-config", &mut config.logger_config);
+        if let Some(raw) = data.get("zap-logger-config") {
+            config.logger_config.clone_from(raw);
+        }
         for (key, level) in data {
             let Some(component) = key.strip_prefix("loglevel.").filter(|c| !c.is_empty()) else { continue };
             if level.is_empty() {
@@ -32,7 +33,7 @@ impl Logging {
             }
             let known = ["debug", "info", "warn", "warning", "error", "dpanic", "panic", "fatal"];
             if !known.contains(&level.to_ascii_lowercase().as_str()) {
-                return Err(ConfigError(format!("unrecognized level: {}", crate::golang::quote(level))));
+                return Err(ConfigError(format!("invalid logging level: {level}")));
             }
             config.levels.insert(component.to_owned(), level.to_ascii_lowercase().replace("warning", "warn"));
         }

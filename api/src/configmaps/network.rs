@@ -230,7 +230,11 @@ impl Network {
             _ => {}
         }
         if let Some(raw) = data.get("namespace-wildcard-cert-selector").filter(|raw| !raw.is_empty()) {
-            config.namespace_wildcard_cert_selector = serde_json::from_value(data::yaml(raw)?)
+            let selector = data::yaml(raw)?;
+            if !selector.is_object() && !selector.is_null() {
+                return Err(data::unmarshal_error(&selector, "", "v1.LabelSelector"));
+            }
+            config.namespace_wildcard_cert_selector = serde_json::from_value(selector)
                 .map_err(|e| ConfigError(format!("error unmarshaling JSON: while decoding JSON: {e}")))?;
         }
         config.rollout_duration = u64::try_from(rollout).map(Duration::from_secs).map_err(|_| {
@@ -294,14 +298,18 @@ fn check_domain_template(template: &Template) -> Result<(), ConfigError> {
     let end = rendered.find(['/', '?', '#']).unwrap_or(rendered.len());
     let (authority, path) = rendered.split_at(end);
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    if let Some(bad) = host.chars().find(|c| *c <= ' ' || "<>\"\\^`{|}\x7f".contains(*c)) {
-        return Err(ConfigError(format!(
-            "parse {}: invalid character {} in host name",
-            quote(&format!("https://{rendered}")),
-            quote(&bad.to_string())
-        )));
+    let url = quote(&format!("https://{rendered}"));
+    if rendered.chars().any(|c| c.is_ascii_control()) {
+        return Err(ConfigError(format!("parse {url}: net/url: invalid control character in URL")));
     }
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    let (name, port) = host.rfind(':').map_or((host, ""), |at| host.split_at(at));
+    if !port.bytes().skip(1).all(|b| b.is_ascii_digit()) {
+        return Err(ConfigError(format!("parse {url}: invalid port {} after host", quote(port))));
+    }
+    if let Some(bad) = host.chars().find(|c| " \\^`{|}".contains(*c)) {
+        let bad = quote(&bad.to_string());
+        return Err(ConfigError(format!("parse {url}: invalid character {bad} in host name")));
+    }
     if name.is_empty() {
         return Err(ConfigError("empty hostname".to_owned()));
     }

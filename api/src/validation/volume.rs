@@ -171,6 +171,9 @@ fn projection(source: &core::VolumeProjection) -> FieldError {
     }
     if let Some(downward) = &source.downward_api {
         specified.push("downwardAPI");
+        if downward.items.as_ref().is_some_and(Vec::is_empty) {
+            errors.add(FieldError::disallowed(&["items"]).via_field("downwardAPI"));
+        }
         for (index, file) in downward.items.iter().flatten().enumerate() {
             errors.add(downward_file(file).via_field_index("items", index).via_field("downwardAPI"));
         }
