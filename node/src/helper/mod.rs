@@ -5,6 +5,7 @@
 //! (it is a subreaper): when its socket to Ember closes, however Ember ended, it kills them all and ends.
 
 mod launcher;
+mod launcher_maker;
 mod process_tree;
 pub(crate) mod protocol;
 
@@ -23,13 +24,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use launcher_maker::LauncherMaker;
 pub use protocol::HELPER;
 use protocol::{Id, LAUNCHER, Order, Report, Start};
 
 /// Launchers that wait for orders.
-const SPARE_LAUNCHERS: usize = 2;
-/// Spares are made up when nothing else has happened for this long, so that they do not compete with a start.
-const IDLE_BEFORE_SPARE_MS: u8 = 10;
+const SPARE_LAUNCHERS: usize = 4;
+/// A spare is made when nothing else has happened for this long, so that it does not compete with a start.
+const IDLE_BEFORE_SPARE_MS: u8 = 50;
+/// With fewer spares than this there is no such patience.
+const FEW_LAUNCHERS: usize = 2;
+const IDLE_IF_FEW_MS: u8 = 5;
 
 /// Whether this process was started to be the helper, or one of its launchers.
 #[must_use]
@@ -92,6 +97,7 @@ struct Helper {
     control: OwnedFd,
     signals: SignalFd,
     spares: VecDeque<Launcher>,
+    maker: LauncherMaker,
     /// Launchers that have their order but have not become the program yet.
     launching: Vec<(Id, Launcher)>,
     running: HashMap<Id, Running>,
@@ -114,6 +120,7 @@ impl Helper {
             control,
             signals,
             spares: VecDeque::new(),
+            maker: LauncherMaker::start(SPARE_LAUNCHERS)?,
             launching: Vec::new(),
             running: HashMap::new(),
             buffer: Vec::new(),
@@ -123,13 +130,17 @@ impl Helper {
     /// Serves until Ember's end of the socket is closed.
     fn run(&mut self) -> io::Result<()> {
         for _ in 0..SPARE_LAUNCHERS {
-            self.add_spare()?;
+            self.maker.make();
         }
         loop {
-            let lacking = self.spares.len() < SPARE_LAUNCHERS;
-            let timeout = if lacking { PollTimeout::from(IDLE_BEFORE_SPARE_MS) } else { PollTimeout::NONE };
-            let (ordered, launched) = {
-                let fds = [self.control.as_fd(), self.signals.as_fd()];
+            let timeout = match self.spares.len() {
+                _ if self.maker.is_busy() => PollTimeout::NONE,
+                0..FEW_LAUNCHERS => PollTimeout::from(IDLE_IF_FEW_MS),
+                FEW_LAUNCHERS..SPARE_LAUNCHERS => PollTimeout::from(IDLE_BEFORE_SPARE_MS),
+                _ => PollTimeout::NONE,
+            };
+            let (ordered, made, launched) = {
+                let fds = [self.control.as_fd(), self.signals.as_fd(), self.maker.as_fd()];
                 let launching = self.launching.iter().map(|(_, launcher)| launcher.channel.as_fd());
                 let mut set: Vec<PollFd<'_>> =
                     fds.into_iter().chain(launching).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
@@ -138,13 +149,13 @@ impl Helper {
                     Err(e) => return Err(e.into()),
                     Ok(0) => {
                         drop(set);
-                        self.add_spare()?;
+                        self.maker.make();
                         continue;
                     }
                     Ok(_) => {}
                 }
                 let any = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-                (any(&set[0]), set[2..].iter().any(any))
+                (any(&set[0]), any(&set[2]), set[3..].iter().any(any))
             };
             if launched {
                 self.hear_launchers()?;
@@ -152,15 +163,12 @@ impl Helper {
             if ordered && !self.obey()? {
                 return Ok(());
             }
+            if made {
+                self.spares.extend(self.maker.take()?);
+            }
             while self.signals.read_signal()?.is_some() {}
             self.reap()?;
         }
-    }
-
-    fn add_spare(&mut self) -> io::Result<()> {
-        let launcher = launch()?;
-        self.spares.push_back(launcher);
-        Ok(())
     }
 
     fn report(&self, report: &Report) -> io::Result<()> {

@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
-    sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recv,
+    recvmsg, sendmsg, setsockopt, socketpair, sockopt,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,16 @@ pub(crate) fn receive<T: DeserializeOwned>(
     from: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<(T, Option<File>)>> {
-    buffer.resize(MAX_MESSAGE, 0);
+    // No more memory than the message needs: a launcher would touch megabytes for nothing, in the way of every start.
+    let length = loop {
+        match recv(from.as_raw_fd(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECONNRESET) => return Ok(None),
+            Err(e) => return Err(e.into()),
+            Ok(length) => break length,
+        }
+    };
+    buffer.resize(length.max(1), 0);
     let mut control = nix::cmsg_space!([RawFd; 1]);
     let mut iov = [IoSliceMut::new(buffer)];
     let (length, raw) = {
