@@ -8,7 +8,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The object with the defaults that do not depend on an operation. It is the decision's own: it is never sent.
-pub(crate) fn filled<K: Serialize + DeserializeOwned + Clone>(kind: Kind, object: &K, configs: &Configs) -> K {
+pub(crate) fn filled<K: Serialize + DeserializeOwned + Clone>(
+    kind: Kind,
+    object: &K,
+    configs: &Configs,
+) -> K {
     let context = Context { operation: None, old: None, user: None, configs };
     let filled = serde_json::to_value(object).ok().and_then(|mut value| {
         defaulting::default(kind, &mut value, context);

@@ -86,6 +86,8 @@ pub(crate) fn differences(path: &str, ours: &Value, expected: &Value) -> Vec<Str
             .enumerate()
             .flat_map(|(i, (a, b))| differences(&format!("{path}/{i}"), a, b))
             .collect(),
+        // A whole number may be written with a fraction of zero.
+        (Value::Number(a), Value::Number(b)) if a.as_f64() == b.as_f64() => Vec::new(),
         _ if ember_reconcile::apply::semantically_equal(ours, expected) => Vec::new(),
         _ => vec![format!("  {path}: ours {ours}, expected {expected}")],
     }
@@ -97,6 +99,7 @@ pub(crate) struct Reconcile {
     pub(crate) id: String,
     #[serde(rename = "in")]
     pub(crate) given: Given,
+    #[serde(default)]
     expect: Expected,
     /// A client whose writes have no order.
     #[serde(skip)]
@@ -122,7 +125,7 @@ pub(crate) struct Given {
     fail: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Expected {
     #[serde(default, deserialize_with = "or_default")]
@@ -137,11 +140,14 @@ struct Expected {
     #[serde(default, deserialize_with = "or_default")]
     tracked: Vec<String>,
     /// The reference crashed.
+    #[serde(default)]
     panic: Option<String>,
 }
 
 /// `null` is as good as absent.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(given: D) -> Result<T, D::Error> {
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    given: D,
+) -> Result<T, D::Error> {
     Option::deserialize(given).map(Option::unwrap_or_default)
 }
 
@@ -235,6 +241,13 @@ impl Reconcile {
         of_kind.map(|object| serde_json::from_value(object.clone()).expect("an object of its kind")).collect()
     }
 
+    /// What is expected to be done although the object is not there: an object that is gone asks for nothing.
+    pub(crate) fn without_object(&self) -> Option<String> {
+        let Expected { actions, error, .. } = &self.expect;
+        let nothing = actions.is_empty() && error.is_none();
+        (!nothing).then(|| format!("  the object is not there; expected {actions:?}, error {error:?}"))
+    }
+
     /// The message with which the reference crashed on this case, if it did.
     pub(crate) fn panics(&self) -> Option<&str> {
         self.expect.panic.as_deref()
@@ -317,15 +330,15 @@ impl Reconcile {
                     && action["resource"] == step.action.resource.plural.as_ref()
                     && action["name"] == step.action.name.as_str()
             });
-            let exists = matches!(step.action.verb, Verb::Create(_))
-                && !is_deleted
-                && self.given.holds(&step.action);
+            let exists =
+                matches!(step.action.verb, Verb::Create(_)) && !is_deleted && self.given.holds(&step.action);
             actions.push(action);
             let words = if self.given.fails(&call) {
                 format!("inducing failure for {call}")
             } else if exists {
                 let ResourceType { plural, group, .. } = &step.action.resource;
-                let resource = if group.is_empty() { plural.to_string() } else { format!("{plural}.{group}") };
+                let resource =
+                    if group.is_empty() { plural.to_string() } else { format!("{plural}.{group}") };
                 format!("{resource} {:?} already exists", step.action.name)
             } else {
                 events.extend(step.done.as_ref().map(text));

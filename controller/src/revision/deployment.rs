@@ -354,6 +354,7 @@ mod tests {
     struct Case {
         id: String,
         revision: Revision,
+        #[serde(default, deserialize_with = "golden::or_default")]
         configs: ConfigMaps,
         expect: Value,
     }

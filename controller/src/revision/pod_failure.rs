@@ -49,3 +49,37 @@ fn has_timed_out(deployment: &DeploymentStatus) -> bool {
             && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ember_api::status::Status;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_container_that_waits_or_has_ended_tells() {
+        let pod: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [
+            {"name": "queue-proxy", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+             "lastState": {"terminated": {"exitCode": 7}}},
+            {"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+             "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}},
+            {"name": "b", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+             "lastState": {"terminated": {"exitCode": 1}}}
+        ]}}))
+        .expect("a Pod");
+        let late: DeploymentStatus = serde_json::from_value(json!({"conditions": [
+            {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+        ]}))
+        .expect("a status");
+        let marked = |deployment: &DeploymentStatus| {
+            let mut status = RevisionStatus::default();
+            status.initialize_conditions(Timestamp::UNIX_EPOCH);
+            mark(&mut status, &pod, deployment, false, Timestamp::UNIX_EPOCH);
+            let reason = |type_: &str| status.condition(type_).map(|condition| condition.reason.clone());
+            (reason(RevisionStatus::RESOURCES_AVAILABLE), reason(RevisionStatus::CONTAINER_HEALTHY))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(marked(&late), (some("ImagePullBackOff"), some("")));
+        assert_eq!(marked(&DeploymentStatus::default()), (some(""), some("ExitCode1")));
+    }
+}

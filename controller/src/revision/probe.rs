@@ -178,6 +178,9 @@ mod tests {
         let list = encoded(json!({"tcpSocket": {"port": 9000}, "periodSeconds": 5})).expect("a list");
         let list: Value = serde_json::from_str(&list).expect("JSON");
         let socket = json!({"tcpSocket": {"host": "127.0.0.1", "port": 9000}});
-        assert_eq!(list, json!([null, {"tcpSocket": socket["tcpSocket"], "periodSeconds": 5, "timeoutSeconds": 1}]));
+        assert_eq!(
+            list,
+            json!([null, {"tcpSocket": socket["tcpSocket"], "periodSeconds": 5, "timeoutSeconds": 1}])
+        );
     }
 }

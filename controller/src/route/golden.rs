@@ -99,7 +99,10 @@ fn golden_reconcile_route() {
     let mut report = Report::new("reconcile_route.json");
     for mut case in golden::cases::<Reconcile>("reconcile_route.json") {
         let (namespace, name) = case.given.key();
-        let route: Route = case.given.get(namespace, name).expect("the Route");
+        let Some(route) = case.given.get::<Route>(namespace, name) else {
+            report.check(&case.id, case.without_object());
+            continue;
+        };
         let configs = case.given.configs();
         let decided = plan::plan(&route, &Objects::of(&case.given), &configs, case.given.now());
         if let Some(panic) = case.panics() {
@@ -143,10 +146,13 @@ struct TrafficCase {
 #[derive(Deserialize)]
 struct TrafficGiven {
     route: Value,
+    #[serde(default, deserialize_with = "golden::or_default")]
     configurations: Vec<Value>,
+    #[serde(default, deserialize_with = "golden::or_default")]
     revisions: Vec<Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "golden::or_default")]
     services: Vec<Value>,
+    #[serde(default, deserialize_with = "golden::or_default")]
     configs: ConfigMaps,
 }
 
@@ -159,9 +165,11 @@ struct TrafficExpected {
     status_traffic: Value,
     #[serde(default)]
     rollout: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "golden::or_default")]
     missing: Vec<String>,
+    #[serde(default)]
     conditions: Option<Value>,
+    #[serde(default)]
     is_failure: Option<bool>,
 }
 
@@ -269,6 +277,7 @@ fn golden_traffic() {
 struct StepCase {
     id: String,
     cur: Rollout,
+    #[serde(default)]
     prev: Option<Rollout>,
     now: i64,
     #[serde(default)]

@@ -149,8 +149,11 @@ pub(crate) fn updates(
 fn update_service(service: &Service, spec: ServiceSpec, desired: &ObjectMeta, actions: &mut Vec<Action>) {
     let existing = service.spec.clone().unwrap_or_default();
     let is_alias = |spec: &ServiceSpec| spec.type_.as_deref() == Some("ExternalName");
-    let can_update = is_alias(&existing)
-        || (!is_alias(&spec) && (spec.cluster_ip.is_none() || spec.cluster_ip == existing.cluster_ip));
+    let type_of = |spec: &ServiceSpec| spec.type_.clone().unwrap_or_else(|| "ClusterIP".to_owned());
+    let same_address = spec.cluster_ip == existing.cluster_ip
+        || (spec.cluster_ip.is_none() && existing.cluster_ip.as_deref() != Some(HEADLESS));
+    // The API lets an alias become anything, and nothing else become an alias or change its address.
+    let can_update = is_alias(&existing) || (type_of(&existing) == type_of(&spec) && same_address);
     if !can_update {
         actions.push(Action::delete(service));
         actions.push(Action::create(&Service { metadata: desired.clone(), spec: Some(spec), status: None }));
@@ -220,5 +223,52 @@ fn contains(existing: &impl Serialize, desired: &impl Serialize) -> bool {
     match (serde_json::to_value(desired), serde_json::to_value(existing)) {
         (Ok(desired), Ok(existing)) => within(&desired, &existing),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn ingress(status: Value) -> Ingress {
+        serde_json::from_value(json!({
+            "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
+            "metadata": {"name": "r"}, "spec": {"rules": []}, "status": status
+        }))
+        .expect("an Ingress")
+    }
+
+    fn placeholder(spec: Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec})).expect("a Service")
+    }
+
+    fn verbs(service: &Service, endpoints: Option<&Endpoints>, status: Value) -> Vec<String> {
+        let actions = updates(&Route::default(), service, endpoints, &ingress(status));
+        actions.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_address_comes_before_a_name_and_an_empty_private_gateway_is_none() {
+        let entry = json!({"ingress": [{"ip": "1.2.3.4", "domainInternal": "a.b", "domain": "c.d"}]});
+        let status = json!({"privateLoadBalancer": {}, "publicLoadBalancer": entry});
+        let alias = placeholder(json!({"type": "ExternalName", "externalName": "x"}));
+        let (spec, subsets) = towards_gateway(&alias, &ingress(status)).expect("a gateway");
+        assert_eq!(spec.cluster_ip.as_deref(), Some(HEADLESS));
+        assert_eq!(subsets.map(|subsets| subsets.len()), Some(1));
+    }
+
+    #[test]
+    fn what_has_an_address_is_made_anew_to_become_something_else() {
+        let headless = placeholder(json!({"type": "ClusterIP", "clusterIP": "None"}));
+        let mesh = json!({"publicLoadBalancer": {"ingress": [{"meshOnly": true}]}});
+        assert_eq!(verbs(&headless, None, mesh.clone()), ["delete Service r", "create Service r"]);
+        let assigned = placeholder(json!({"type": "ClusterIP", "clusterIP": "10.0.0.1"}));
+        assert_eq!(verbs(&assigned, None, mesh), ["update Service r"]);
+        let domain = json!({"publicLoadBalancer": {"ingress": [{"domain": "a.b"}]}});
+        assert_eq!(verbs(&assigned, None, domain.clone()), ["delete Service r", "create Service r"]);
+        let endpoints = serde_json::from_value(json!({"metadata": {"name": "r"}})).expect("Endpoints");
+        let gone = ["delete Service r", "create Service r", "delete Endpoints r"];
+        assert_eq!(verbs(&headless, Some(&endpoints), domain), gone);
     }
 }

@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 const NANOS_PER_SECOND: f64 = 1e9;
 
 /// The rollout state of a Route: one entry per tag and Configuration that receives traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollout {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub(crate) configurations: Vec<ConfigurationRollout>,
 }
 
@@ -20,11 +20,13 @@ pub(crate) struct Rollout {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConfigurationRollout {
+    #[serde(default)]
     pub(crate) configuration_name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) tag: String,
-    pub(crate) percent: i64,
     #[serde(default)]
+    pub(crate) percent: i64,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) revisions: Vec<RevisionRollout>,
     #[serde(default)]
     pub(crate) step_params: StepParams,
@@ -34,7 +36,9 @@ pub(crate) struct ConfigurationRollout {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RevisionRollout {
+    #[serde(default)]
     pub(crate) revision_name: String,
+    #[serde(default)]
     pub(crate) percent: i64,
 }
 
@@ -58,6 +62,11 @@ pub(crate) struct StepParams {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
+}
+
+/// A list that is `null` is empty.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(given: D) -> Result<T, D::Error> {
+    Option::deserialize(given).map(Option::unwrap_or_default)
 }
 
 impl Rollout {
@@ -228,4 +237,35 @@ fn adjust_percent(revisions: &mut Vec<RevisionRollout>, change: i64) {
         excess -= taken;
     }
     revisions.retain(|r| r.percent > 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(configurations: &str) -> Rollout {
+        Rollout::parse(&format!("{{\"configurations\":[{configurations}]}}")).expect("a valid state")
+    }
+
+    #[test]
+    fn a_state_without_revisions_starts_at_its_goal() {
+        let goal = state(
+            r#"{"configurationName":"c","percent":100,"revisions":[{"revisionName":"r","percent":100}]}"#,
+        );
+        let empty = state(r#"{"configurationName":"c","revisions":null}"#);
+        assert_eq!(goal.step(Some(&empty), 5), goal);
+    }
+
+    #[test]
+    fn less_than_the_oldest_revision_has_goes_on_with_the_others() {
+        let goal = state(
+            r#"{"configurationName":"c","percent":15,"revisions":[{"revisionName":"r2","percent":15}]}"#,
+        );
+        let before = state(
+            r#"{"configurationName":"c","percent":60,
+                "revisions":[{"revisionName":"r1","percent":40},{"revisionName":"r2","percent":20}],
+                "stepParams":{"starttime":1,"nextStepTime":2,"stepDuration":3,"stepSize":4}}"#,
+        );
+        assert_eq!(goal.step(Some(&before), 5), goal);
+    }
 }

@@ -271,9 +271,8 @@ impl Traffic {
         self.entries
             .iter()
             .flat_map(|entry| {
-                let state = rollout
-                    .configuration(&entry.tag, &entry.configuration_name)
-                    .filter(|_| entry.latest);
+                let state =
+                    rollout.configuration(&entry.tag, &entry.configuration_name).filter(|_| entry.latest);
                 match state {
                     None => vec![entry.clone()],
                     Some(state) => state

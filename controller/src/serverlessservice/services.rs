@@ -184,9 +184,9 @@ mod tests {
         id: String,
         #[serde(rename = "SKS")]
         sks: Value,
-        #[serde(rename = "Selector")]
+        #[serde(rename = "Selector", default, deserialize_with = "golden::or_default")]
         selector: BTreeMap<String, String>,
-        #[serde(rename = "Source")]
+        #[serde(rename = "Source", default, deserialize_with = "golden::or_default")]
         source: Endpoints,
         expect: Value,
     }

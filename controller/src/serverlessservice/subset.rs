@@ -86,12 +86,13 @@ mod tests {
 
     #[derive(Deserialize)]
     struct Case {
-        #[serde(rename = "From")]
+        #[serde(rename = "From", default, deserialize_with = "golden::or_default")]
         from: BTreeSet<String>,
-        #[serde(rename = "N")]
+        #[serde(rename = "N", default)]
         n: usize,
         #[serde(rename = "Target")]
         target: String,
+        #[serde(default, deserialize_with = "golden::or_default")]
         expect: BTreeSet<String>,
     }
 
