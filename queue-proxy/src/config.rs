@@ -67,6 +67,9 @@ pub struct Config {
     pub drain_upgraded_timeout: Duration,
     /// How long `/wait-for-drain` waits for SIGTERM before it takes it that only the app restarts. 1 s.
     pub drain_reset_after: Duration,
+    /// How long a request that the app has not seen waits for an app that does not listen, because it is being
+    /// started again. Zero: 502 at once, as upstream.
+    pub app_absence: Duration,
 }
 
 /// The environment does not make a configuration.
@@ -223,6 +226,7 @@ impl Config {
             drain_timeout: total.max(Duration::from_secs(60)),
             drain_upgraded_timeout: Duration::from_secs(60),
             drain_reset_after: Duration::from_secs(1),
+            app_absence: Duration::ZERO,
         })
     }
 }

@@ -127,6 +127,7 @@ pub async fn run(
     let handler = Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
         app: Address::from((config.app_host, config.user_port)),
+        app_absence: config.app_absence,
         timeouts: config.timeouts,
         breaker,
         reporter: Arc::clone(&reporter),

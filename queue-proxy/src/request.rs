@@ -1,6 +1,7 @@
 //! A request on the data port: answer a probe, or count, admit, proxy.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ember_dataplane::address::Address;
 use ember_dataplane::body::Body;
@@ -9,11 +10,12 @@ use ember_dataplane::drain::Quiet;
 use ember_dataplane::error::{ProxyError, http_error, respond, status, timed_out};
 use ember_dataplane::header::{NAMESPACE, ORIGINAL_HOST, PROXY_REQUEST, REVISION};
 use ember_dataplane::probe;
-use ember_dataplane::proxy::{Outbound, Proxy};
+use ember_dataplane::proxy::{Failure, Outbound, Proxy};
 use ember_dataplane::server::{Conn, Handler};
 use ember_dataplane::stats::Kind;
 use ember_dataplane::timeout::Timeouts;
 use http::{HeaderMap, Request, Response, StatusCode, header};
+use tokio::time::Instant;
 
 use crate::forwarded;
 use crate::readiness::Readiness;
@@ -27,6 +29,7 @@ const TIMEOUT_TEXT: &str = "request timeout";
 pub(crate) struct Data {
     pub(crate) proxy: Proxy,
     pub(crate) app: Address,
+    pub(crate) app_absence: Duration,
     pub(crate) timeouts: Timeouts,
     pub(crate) breaker: Option<Breaker>,
     pub(crate) reporter: Arc<Reporter>,
@@ -125,9 +128,7 @@ impl Data {
             let mut outbound = Outbound::new(request, conn)?;
             outbound.headers_mut().remove(REVISION);
             outbound.headers_mut().remove(NAMESPACE);
-            // There is nowhere else to send it: a request that may be repeated is an error here too.
-            let response = self.proxy.forward(outbound, &self.app, None).await?;
-            Ok::<_, ProxyError>(response)
+            self.reach(outbound).await
         };
         let mut response = answered.await.unwrap_or_else(|error| {
             tracing::error!("error reverse proxying request: {error}");
@@ -137,6 +138,31 @@ impl Data {
             invocation.answered(&mut response);
         }
         response
+    }
+}
+
+/// Pauses between attempts to reach an app that is away.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(50);
+
+impl Data {
+    /// Sends the request to the app, which may be away for a moment. There is nowhere else to send it: a request that
+    /// the app may have seen is not repeated, except on a connection that was stale.
+    async fn reach(&self, mut outbound: Outbound) -> Result<Response<Body>, ProxyError> {
+        let until = Instant::now() + self.app_absence;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.proxy.forward(outbound, &self.app, None).await {
+                Err(Failure::Unsent(unsent, ProxyError::Connect { .. }))
+                    if Instant::now() < until && !self.quiet.is_draining() =>
+                {
+                    outbound = *unsent;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+                other => return Ok(other?),
+            }
+        }
     }
 }
 

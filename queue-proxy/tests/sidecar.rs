@@ -629,3 +629,18 @@ async fn an_app_that_is_gone_is_a_502() {
     );
     sidecar.running.abort();
 }
+
+#[tokio::test]
+async fn a_request_waits_for_an_app_that_is_started_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    let config = Config { app_absence: LONG, ..config(own_ip(), addr.port(), &[]) };
+    let sidecar = Sidecar::start(config).await;
+    let mut wire = sidecar.connect(8012).await;
+    wire.send("POST / HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc").await;
+    app_at(addr, echo).await;
+    let answer = wire.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    sidecar.running.abort();
+}

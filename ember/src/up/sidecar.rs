@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 /// How long a draining sidecar waits for stragglers: routing in this process lets go of a pod within milliseconds.
 const QUIET_PERIOD: Duration = Duration::from_millis(100);
 
+/// How long a request waits for an app that has ended and is started again: a little longer than the first back-off.
+const APP_ABSENCE: Duration = Duration::from_secs(12);
+
 /// Starts sidecars on the request workers, one worker each.
 pub(crate) struct InProcess {
     pub(crate) io: Io,
@@ -27,6 +30,7 @@ impl Sidecar for InProcess {
         config.bind = spec.pod_ip;
         config.app_host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         config.drain_quiet_period = QUIET_PERIOD;
+        config.app_absence = APP_ABSENCE;
         let (ready, readiness) = watch::channel(false);
         let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
         let (end, ended) = oneshot::channel();
