@@ -257,3 +257,20 @@ impl MaxWindow {
         self.maxima.front().map_or(value, |&(_, maximum)| maximum)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An evaluation records into a window and reads averages: neither may allocate.
+    #[test]
+    fn a_delay_window_never_grows() {
+        let mut window = MaxWindow::new(Duration::from_secs(3600), Duration::from_secs(2));
+        let reserved = window.maxima.capacity();
+        for index in 0..20_000 {
+            // Falling values are all kept, until they are too old.
+            window.record(Time::from_millis(index * 2000), i32::try_from(20_000 - index).unwrap());
+        }
+        assert_eq!((window.maxima.len(), window.maxima.capacity()), (1800, reserved));
+    }
+}

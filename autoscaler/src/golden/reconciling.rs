@@ -419,8 +419,19 @@ impl ReconcileCase {
     /// The plan, and how often the activator was probed for it.
     fn plan(&self) -> (Plan, PodAutoscaler, u32) {
         let pa = self.object();
-        let resolved = resolved(&pa, self.config.as_ref(), Duration::from_secs(self.progress_deadline_s));
         let sks = self.sks(&pa);
+        let (plan, probes) = self.plan_on(&pa, sks.as_ref(), None, self.deployment_replicas);
+        (plan, pa, probes)
+    }
+
+    fn plan_on(
+        &self,
+        pa: &PodAutoscaler,
+        sks: Option<&ServerlessService>,
+        metric: Option<&Metric>,
+        replicas: Option<i32>,
+    ) -> (Plan, u32) {
+        let resolved = resolved(pa, self.config.as_ref(), Duration::from_secs(self.progress_deadline_s));
         let pods = PodCounts {
             ready: self.pods.ready,
             not_ready: self.pods.not_ready_running + self.pods.pending + self.pods.terminating,
@@ -428,16 +439,16 @@ impl ReconcileCase {
             terminating: self.pods.terminating,
         };
         let mut observed = Observed {
-            pa: &pa,
+            pa,
             resolved: &resolved,
-            sks: sks.as_ref(),
-            metric: None,
+            sks,
+            metric,
             decider: DeciderStatus {
                 desired_scale: self.decider.desired,
                 excess_burst_capacity: self.decider.ebc,
             },
             pods,
-            replicas: self.deployment_replicas,
+            replicas,
             probe: None,
             now: now(),
         };
@@ -449,7 +460,7 @@ impl ReconcileCase {
             next => (next, 0),
         };
         let Next::Plan(plan) = next else { panic!("a second probe was asked for") };
-        (*plan, pa, probes)
+        (*plan, probes)
     }
 }
 
@@ -508,6 +519,40 @@ fn golden_kpa_reconcile() {
             .collect();
         wrong.push(differ("conditions", &want.conditions, &conditions));
         wrong.into_iter().flatten().collect()
+    });
+}
+
+/// A look at what a plan left behind leads to nothing new, unless the plan says that it may.
+#[test]
+fn golden_settled_plans() {
+    check("kpa_reconcile", |case: &ReconcileCase| {
+        let (plan, mut pa, _) = case.plan();
+        if plan.unsettled || plan.failure.is_some() {
+            return vec![];
+        }
+        let status = case.sks(&pa).and_then(|sks| sks.status);
+        let sks = match verb(plan.sks.as_ref()) {
+            ("none", _) => case.sks(&pa),
+            (_, written) => {
+                let written: ServerlessService = serde_json::from_value(written).unwrap();
+                Some(ServerlessService { status, ..written })
+            }
+        };
+        let metric: Option<Metric> =
+            plan.metric.as_ref().map(|action| serde_json::from_value(verb(Some(action)).1).unwrap());
+        pa.status = Some(plan.status.clone());
+        let replicas = plan.replicas.or(case.deployment_replicas);
+        let (again, _) = case.plan_on(&pa, sks.as_ref(), metric.as_ref(), replicas);
+        [
+            differ("scale", &plan.scale, &again.scale),
+            differ("replicas", &None, &again.replicas),
+            differ("sks", &None, &again.sks),
+            differ("metric", &None, &again.metric),
+            differ("same status", &true, &plan.status.same_state(&again.status)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     });
 }
 

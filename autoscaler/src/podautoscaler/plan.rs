@@ -139,6 +139,11 @@ pub fn plan(observed: &Observed<'_>) -> Next {
 /// Whether the same follows from the plan's status as from the one it was made on.
 fn is_settled(observed: &Observed<'_>, plan: &Plan) -> bool {
     let mut status = plan.status.clone();
+    let named = observed.pa.status.as_ref().is_some_and(|read| read.service_name == status.service_name);
+    if plan.probe_until_success && !named {
+        // The path is probed under the name in the status.
+        return false;
+    }
     let (want, ready) = match plan.scale {
         Some(scale) if scaler::scale(&scale_input(observed, &status)) != Step::Scale(scale) => return false,
         Some(scale) => (scale.want, observed.pods.ready),

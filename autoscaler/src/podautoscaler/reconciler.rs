@@ -285,7 +285,9 @@ impl Reconciler {
     }
 
     fn probe_until_success(&self, key: &Key, pa: &PodAutoscaler, revision: &Arc<Revision>) {
-        if revision.probing.swap(true, Ordering::AcqRel) {
+        // Without a Service there is nothing to probe; its name brings the next look.
+        let named = pa.status.as_ref().is_some_and(|status| !status.service_name.is_empty());
+        if !named || revision.probing.swap(true, Ordering::AcqRel) {
             return;
         }
         let (host, port) = plan::probe_host(pa, &self.config.cluster_domain);
