@@ -50,7 +50,8 @@ pub(crate) fn plan(route: &Route, namespace: &impl Namespace, now: Timestamp) ->
     if route.metadata.deletion_timestamp.is_some() {
         if has_finalizer {
             planner.clear_unlisted(&BTreeSet::new(), &BTreeSet::new());
-            let others: Vec<String> = finalizers.into_iter().filter(|f| f != FINALIZER).collect();
+            let mut others: Vec<String> = finalizers.into_iter().filter(|f| f != FINALIZER).collect();
+            others.sort_unstable();
             planner.set_finalizers(route, &others);
         }
     } else {

