@@ -183,13 +183,15 @@ impl ApiServer {
     /// inside the runtime that outlives all users of the client.
     #[must_use]
     pub fn client(&self) -> kube::Client {
-        self.client
-            .get_or_init(|| {
-                let caller =
-                    Caller { user: self.api.system_user.clone(), local: true, stop: self.stop.clone() };
-                kube::Client::new(Local { api: self.api.clone(), caller }, "default")
-            })
-            .clone()
+        self.client.get_or_init(|| self.own_client()).clone()
+    }
+
+    /// A client for a runtime of its own: it passes requests on where this is called, inside of that runtime, and does
+    /// not wait for what else the clients of [`ApiServer::client`] ask for.
+    #[must_use]
+    pub fn own_client(&self) -> kube::Client {
+        let caller = Caller { user: self.api.system_user.clone(), local: true, stop: self.stop.clone() };
+        kube::Client::new(Local { api: self.api.clone(), caller }, "default")
     }
 
     /// Serves TLS on `listener` until `shutdown`; then ends watches and lets requests finish for at most 5 s.

@@ -1,6 +1,7 @@
 //! `ember up`: every component in one process, on an embedded API.
 //!
-//! The control plane runs on the main thread's runtime; requests, and the sidecars of pods, on worker threads.
+//! The control plane runs on the main thread's runtime, the node on a thread of its own; requests, and the sidecars of
+//! pods, on worker threads.
 
 mod announcer;
 mod descriptors;
@@ -92,6 +93,26 @@ impl Component {
     ) -> Self {
         let task = tokio::spawn(async move { run.await.map_err(|e| e.to_string()) });
         Self { name, stop, task }
+    }
+
+    /// As [`Component::spawn`], on a thread and a runtime of its own, where `start` is called.
+    fn spawn_apart<E: Display, F: Future<Output = Result<(), E>>>(
+        name: &'static str,
+        stop: CancellationToken,
+        start: impl FnOnce() -> F + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (ended, end) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(async { start().await.map_err(|e| e.to_string()) }),
+                Err(error) => Err(error.to_string()),
+            };
+            // Nobody listens any more if it took too long.
+            let _ = ended.send(result);
+        })?;
+        let task =
+            tokio::spawn(async move { end.await.unwrap_or_else(|_| Err("its thread broke".to_owned())) });
+        Ok(Self { name, stop, task })
     }
 
     /// Asks it to end and waits for it, no longer than `patience`.
@@ -234,7 +255,11 @@ impl Instance {
         self.server.set_pod_logs(Arc::new(pod_logs::NodeLogs(node.logs.clone())));
         let sidecar = Arc::new(sidecar::InProcess { io: io.clone(), workers: workers.clone() });
         let token = stop();
-        let node = Component::spawn("node", token.clone(), ember_node::run(node, client(), sidecar, token));
+        // A pod that is to be started does not queue behind what everyone else makes of it.
+        let server = self.server.clone();
+        let node = Component::spawn_apart("node", token.clone(), move || {
+            ember_node::run(node, server.own_client(), sidecar, token)
+        })?;
 
         let autoscaler = ember_autoscaler::Config {
             stats_addr: SocketAddr::new(addresses.autoscaler, 8080),
