@@ -1,8 +1,8 @@
 //! Whether the app is ready.
 //!
-//! The sidecar looks by itself from its start, without waiting to be asked: from 0.5 ms after a failure, doubling. Who
-//! asks before the answer is known waits for it. Once the app was ready, every question is a new look, shared by all
-//! who ask meanwhile; if nobody asks for a while the sidecar looks by itself again.
+//! The sidecar looks by itself from its start, without waiting to be asked: from 0.5 ms after a failure, ever more
+//! slowly. Who asks before the answer is known waits for it. Once the app was ready, every question is a new look,
+//! shared by all who ask meanwhile; if nobody asks for a while the sidecar looks by itself again.
 
 mod attempt;
 pub mod spec;
@@ -22,6 +22,8 @@ use spec::Probe;
 
 /// First pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
+/// The pause grows with the time waited so far and is this part of it: it is what an app's start takes longer at most.
+const DELAY_SHARE: u32 = 8;
 /// Longest pause between attempts of an aggressive probe.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 /// How long an aggressive probe is tried before the one who asked gets an answer.
@@ -201,7 +203,7 @@ impl Inner {
     /// Attempts until as many successes in a row as the probe asks for.
     async fn until_success(&self, probe: &Probe) {
         let longest = if probe.is_aggressive() { LAST_PAUSE } else { probe.period() };
-        let (mut pause, mut timeout) = (FIRST_PAUSE, AGGRESSIVE_ATTEMPT);
+        let (begun, mut timeout) = (Instant::now(), AGGRESSIVE_ATTEMPT);
         let mut successes = 0;
         let mut failed = Failed { times: 0, last: String::new() };
         loop {
@@ -222,8 +224,7 @@ impl Inner {
                     timeout = (timeout * 2).min(probe.timeout());
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
+            tokio::time::sleep((begun.elapsed() / DELAY_SHARE).max(FIRST_PAUSE).min(longest)).await;
         }
     }
 
