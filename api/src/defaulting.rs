@@ -13,6 +13,7 @@ use crate::admission::{Kind, Operation};
 use crate::annotations;
 use crate::autoscaling::annotations::default_metric;
 use crate::configmaps::Configs;
+use crate::quantity;
 
 /// Circumstances that defaults depend on.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,7 @@ pub struct Context<'a> {
 /// Fills the defaults into an object of one of Knative's kinds. The object has to fit its type; what does not is
 /// left as it is.
 pub fn default(kind: Kind, object: &mut Value, context: Context<'_>) {
+    quantity::spell_out(object);
     let Value::Object(object) = object else { return };
     match kind {
         Kind::Service => {
@@ -192,7 +194,71 @@ fn ingress(object: &mut Map<String, Value>) {
     }
 }
 
-/// Whether two values mean the same: empty lists, maps and nothing at all are alike.
+/// Fields that are unset when they are empty, zero or false; to others that is a value like any other.
+const UNSET_WHEN_EMPTY: [&str; 47] = [
+    "annotations",
+    "configurationName",
+    "containerPort",
+    "dnsPolicy",
+    "failureThreshold",
+    "host",
+    "hostIP",
+    "hostIPC",
+    "hostNetwork",
+    "hostPID",
+    "hostPort",
+    "imagePullPolicy",
+    "initialDelaySeconds",
+    "key",
+    "labels",
+    "limits",
+    "matchLabels",
+    "medium",
+    "metadata",
+    "mountPath",
+    "name",
+    "namespace",
+    "nodeSelector",
+    "path",
+    "periodSeconds",
+    "prefix",
+    "priorityClassName",
+    "protocol",
+    "readOnly",
+    "requests",
+    "resources",
+    "revisionName",
+    "schedulerName",
+    "scheme",
+    "serviceAccountName",
+    "spec",
+    "stdin",
+    "stdinOnce",
+    "subPath",
+    "successThreshold",
+    "tag",
+    "template",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "tty",
+    "value",
+    "workingDir",
+];
+
+fn is_something(field: &str, value: &Value) -> bool {
+    let is_empty = match value {
+        Value::Null => return false,
+        Value::Array(items) => return !items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Bool(value) => !value,
+    };
+    !is_empty || !UNSET_WHEN_EMPTY.contains(&field)
+}
+
+/// Whether two values mean the same: empty lists, maps and nothing at all are alike, and so are quantities of the
+/// same amount.
 pub(crate) fn same(a: &impl Serialize, b: &impl Serialize) -> bool {
     canonical(a) == canonical(b)
 }
@@ -205,21 +271,28 @@ pub(crate) fn differences(old: &impl Serialize, new: &impl Serialize) -> String 
 }
 
 fn canonical(value: &impl Serialize) -> Value {
+    without_empty(with_canonical_quantities(value))
+}
+
+fn with_canonical_quantities(value: &impl Serialize) -> Value {
     // What cannot be written as JSON is not part of an object.
-    without_empty(serde_json::to_value(value).unwrap_or_default())
+    let mut value = serde_json::to_value(value).unwrap_or_default();
+    let written: Result<(), std::convert::Infallible> = quantity::visit(&mut value, &mut |amount| {
+        if let Some(text) = amount.as_str().and_then(|text| quantity::canonical(text.trim()).ok()) {
+            *amount = Value::String(text);
+        }
+        Ok(())
+    });
+    match written {
+        Ok(()) => value,
+    }
 }
 
 fn without_empty(value: Value) -> Value {
-    let is_something = |value: &Value| match value {
-        Value::Null => false,
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        _ => true,
-    };
     match value {
         Value::Object(fields) => {
             let fields = fields.into_iter().map(|(key, value)| (key, without_empty(value)));
-            Value::Object(fields.filter(|(_, value)| is_something(value)).collect())
+            Value::Object(fields.filter(|(key, value)| is_something(key, value)).collect())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(without_empty).collect()),
         other => other,

@@ -1,9 +1,15 @@
 //! Reading the golden data of the tests.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::PathBuf;
 
+use serde::Deserialize;
 use serde_json::Value;
+
+use crate::admission::{Kind, Operation};
+use crate::configmaps::Configs;
+use crate::{autoscaling, networking, serving};
 
 /// A golden file: `$EMBER_VECTORS`, or the repository's, `/NAME.json`.
 pub(crate) fn file(name: &str) -> Value {
@@ -18,15 +24,62 @@ pub(crate) fn file(name: &str) -> Value {
 
 /// The cases of a golden file.
 pub(crate) fn cases(name: &str) -> Vec<Value> {
-    file(name)["cases"].as_array().cloned().unwrap_or_default()
+    list(name, "cases")
+}
+
+/// One list of a golden file.
+pub(crate) fn list(name: &str, key: &str) -> Vec<Value> {
+    let list = file(name)[key].as_array().cloned().unwrap_or_default();
+    assert!(!list.is_empty(), "{name}: the list {key} is empty or not there");
+    list
+}
+
+/// What is under a key; `None` where the case leaves it out.
+pub(crate) fn given<'a>(case: &'a Value, key: &str) -> Option<&'a Value> {
+    case.get(key).filter(|value| !value.is_null())
+}
+
+/// The kind of a case's object. A case may leave the object's group out.
+pub(crate) fn kind(case: &Value) -> Result<Kind, String> {
+    let kind = case["kind"].as_str().or_else(|| case["object"]["kind"].as_str()).unwrap_or_default();
+    let group = case["object"]["apiVersion"].as_str().and_then(|version| version.split_once('/'));
+    let groups =
+        [serving::GROUP, autoscaling::INTERNAL_GROUP, networking::INTERNAL_GROUP, ""].map(str::to_owned);
+    let groups = group.map(|(group, _)| group.to_owned()).into_iter().chain(groups);
+    groups
+        .into_iter()
+        .find_map(|group| Kind::of(&group, kind))
+        .ok_or_else(|| format!("{}: unknown kind {kind:?}", case["id"]))
+}
+
+/// The ConfigMaps of a case, over those of the cluster that the golden data was made in.
+pub(crate) fn configs(case: &Value) -> Result<Configs, String> {
+    let mut maps: BTreeMap<String, BTreeMap<String, String>> = match given(case, "configs") {
+        None => BTreeMap::new(),
+        Some(maps) => Deserialize::deserialize(maps).map_err(|e| format!("{}: configs: {e}", case["id"]))?,
+    };
+    let image = ("queue-sidecar-image".to_owned(), "example.com/queue:v1".to_owned());
+    let deployment = maps.entry("config-deployment".to_owned()).or_default();
+    if !deployment.contains_key("queueSidecarImage") {
+        deployment.entry(image.0).or_insert(image.1);
+    }
+    Configs::parse(&maps).map_err(|e| format!("{}: configs: {e}", case["id"]))
+}
+
+/// Whether a case creates or updates.
+pub(crate) fn operation(case: &Value) -> Operation {
+    match case["operation"].as_str() {
+        Some(text) if text.eq_ignore_ascii_case("update") => Operation::Update,
+        _ => Operation::Create,
+    }
 }
 
 /// Fails the test when there are failures, or when nothing was checked.
 pub(crate) fn report(name: &str, checked: usize, failures: &[impl Display]) {
     let listed: Vec<String> = failures.iter().map(ToString::to_string).collect();
-    assert!(listed.is_empty(), "{name}: {} of {checked} failed:\n{}", listed.len(), listed.join("\n"));
     assert!(checked > 0, "{name}: nothing to check");
-    eprintln!("{name}: {checked} checked");
+    assert!(listed.is_empty(), "{name}: {} of {checked} failed:\n{}", listed.len(), listed.join("\n"));
+    println!("{name}: {checked} checked");
 }
 
 /// The same value without transition times, as the golden data has it.

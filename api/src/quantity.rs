@@ -1,6 +1,7 @@
 //! Kubernetes resource quantities: what is one, and how it compares.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::Value;
 
 /// Why a text is no quantity; prints as Kubernetes does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +64,7 @@ pub fn canonical(text: &str) -> Result<String, QuantityError> {
     let billion = 1_000_000_000;
     if form == Form::Binary && amount >= 1024 * billion {
         // Binary units have no fractions of one.
-        let mut amount = (amount + billion - 1) / billion;
+        let mut amount = amount.div_ceil(billion);
         let mut unit = 0;
         while amount % 1024 == 0 && unit + 1 < BINARY.len() {
             amount /= 1024;
@@ -145,6 +146,43 @@ pub fn value(text: &str) -> Result<f64, QuantityError> {
     };
     let number = if number.is_empty() || number == "." { 0.0 } else { number.parse().unwrap_or(0.0) };
     Ok(sign * number * scale)
+}
+
+/// Visits what stands where a pod's spec has quantities, however deep in `value`; metadata and status have none.
+///
+/// # Errors
+/// The first that `visit` answers with.
+pub(crate) fn visit<E>(
+    value: &mut Value,
+    visit: &mut impl FnMut(&mut Value) -> Result<(), E>,
+) -> Result<(), E> {
+    match value {
+        Value::Array(items) => items.iter_mut().try_for_each(|item| self::visit(item, visit)),
+        Value::Object(fields) => {
+            fields.iter_mut().try_for_each(|(key, value)| match (key.as_str(), &mut *value) {
+                ("metadata" | "status", _) => Ok(()),
+                ("sizeLimit" | "divisor", amount) => visit(amount),
+                ("limits" | "requests", Value::Object(amounts)) => {
+                    amounts.values_mut().try_for_each(&mut *visit)
+                }
+                (_, value) => self::visit(value, visit),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Turns quantities that are given as numbers into texts; YAML without quotes gives numbers.
+pub(crate) fn spell_out(value: &mut Value) {
+    let spelled: Result<(), std::convert::Infallible> = visit(value, &mut |amount| {
+        if let Value::Number(number) = amount {
+            *amount = Value::String(number.to_string());
+        }
+        Ok(())
+    });
+    match spelled {
+        Ok(()) => {}
+    }
 }
 
 #[cfg(test)]

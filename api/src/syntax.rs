@@ -92,7 +92,8 @@ pub fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 problems.push("prefix part must be non-empty".to_owned());
             } else {
-                problems.extend(subdomain(prefix, Unit::Bytes).into_iter().map(|p| format!("prefix part {p}")));
+                problems
+                    .extend(subdomain(prefix, Unit::Bytes).into_iter().map(|p| format!("prefix part {p}")));
             }
             name
         }

@@ -96,29 +96,15 @@ pub fn check_type(kind: Kind, object: &Value) -> Result<(), DecodeError> {
 
 /// Reads an object, and checks what its types leave open: that quantities are some.
 fn decode<T: DeserializeOwned>(object: &Value) -> Result<T, DecodeError> {
-    check_quantities(object)?;
+    let mut object = object.clone();
+    quantity::spell_out(&mut object);
+    quantity::visit(&mut object, &mut |amount| match amount {
+        Value::String(text) => {
+            quantity::value(text.trim()).map(|_| ()).map_err(|e| DecodeError(e.to_string()))
+        }
+        _ => Ok(()),
+    })?;
     T::deserialize(object).map_err(|error| DecodeError(format!("json: {error}")))
-}
-
-fn check_quantities(value: &Value) -> Result<(), DecodeError> {
-    let check = |value: &Value| match value {
-        Value::String(text) => quantity::value(text).map(|_| ()).map_err(|e| DecodeError(e.to_string())),
-        _ => Ok(()),
-    };
-    match value {
-        Value::Array(items) => items.iter().try_for_each(check_quantities),
-        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| match (key.as_str(), value) {
-            ("metadata" | "status", _) => Ok(()),
-            ("sizeLimit", limit) => check(limit),
-            ("resources", Value::Object(resources)) => ["limits", "requests"]
-                .iter()
-                .filter_map(|key| resources.get(*key)?.as_object())
-                .flat_map(serde_json::Map::values)
-                .try_for_each(check),
-            (_, value) => check_quantities(value),
-        }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn golden_annotation_validation() {
-        let cases = golden::file("kpa")["annotation_validation"].as_array().cloned().unwrap_or_default();
+        let cases = golden::list("kpa", "annotation_validation");
         let mut failures = Vec::new();
         for case in &cases {
             let given = &case["config"];
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn golden_config_autoscaler() {
-        let cases = golden::file("kpa")["config_map"].as_array().cloned().unwrap_or_default();
+        let cases = golden::list("kpa", "config_map");
         let number = |value: f64| match value {
             v if v.is_finite() && v.fract() == 0.0 && v.abs() < 1e15 => json!(v as i64),
             v if v.is_finite() => json!(v),

@@ -65,12 +65,13 @@ impl CertManager {
                     for (field, target) in
                         [("name", &mut target.name), ("kind", &mut target.kind), ("group", &mut target.group)]
                     {
-                        match fields.get(field) {
-                            None | Some(Value::Null) => {}
-                            Some(Value::String(text)) => target.clone_from(text),
-                            Some(other) => {
+                        let given = fields.get(field).unwrap_or(&Value::Null);
+                        match data::text(given) {
+                            Some(text) => *target = text,
+                            None if given.is_null() => {}
+                            None => {
                                 let path = format!("IssuerReference.{field}");
-                                return Err(data::unmarshal_error(other, &path, "string"));
+                                return Err(data::unmarshal_error(given, &path, "string"));
                             }
                         }
                     }

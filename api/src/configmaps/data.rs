@@ -91,6 +91,26 @@ pub(super) fn yaml(text: &str) -> Result<Value, ConfigError> {
     })
 }
 
+/// A scalar where a text is wanted: YAML takes `1` and `true` without quotes for something else.
+pub(super) fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Number(number) if number.is_f64() => number.as_f64().map(golang::format_float),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// All scalars of a value as texts.
+pub(super) fn texts(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(texts).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, texts(value))).collect(),
+        value => text(&value).map_or(value, Value::String),
+    }
+}
+
 /// The strings of a YAML map of strings; `kind` names the wanted type in the error.
 pub(super) fn string_map(
     value: Option<&Value>,
@@ -101,10 +121,10 @@ pub(super) fn string_map(
         None | Some(Value::Null) => Ok(BTreeMap::new()),
         Some(Value::Object(map)) => map
             .iter()
-            .map(|(key, value)| match value {
-                Value::String(text) => Ok((key.clone(), text.clone())),
-                Value::Null => Ok((key.clone(), String::new())),
-                other => Err(unmarshal_error(other, &format!("{kind}.{field}"), "string")),
+            .map(|(key, value)| match (text(value), value) {
+                (Some(text), _) => Ok((key.clone(), text)),
+                (None, Value::Null) => Ok((key.clone(), String::new())),
+                (None, other) => Err(unmarshal_error(other, &format!("{kind}.{field}"), "string")),
             })
             .collect(),
         Some(other) => Err(unmarshal_error(other, &format!("{kind}.{field}"), "map[string]string")),

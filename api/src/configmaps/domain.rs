@@ -67,12 +67,11 @@ impl Domain {
                 Value::Null => {}
                 Value::Object(fields) => {
                     entry.selector = data::string_map(fields.get("selector"), "selector", KIND)?;
-                    match fields.get("type") {
-                        None | Some(Value::Null) => {}
-                        Some(Value::String(kind)) => entry.kind.clone_from(kind),
-                        Some(other) => {
-                            return Err(data::unmarshal_error(other, &format!("{KIND}.type"), "string"));
-                        }
+                    let kind = fields.get("type").unwrap_or(&Value::Null);
+                    match data::text(kind) {
+                        Some(kind) => entry.kind = kind,
+                        None if kind.is_null() => {}
+                        None => return Err(data::unmarshal_error(kind, &format!("{KIND}.type"), "string")),
                     }
                 }
                 other => return Err(data::unmarshal_error(&other, "", &format!("config.{KIND}"))),

@@ -230,7 +230,7 @@ impl Network {
             _ => {}
         }
         if let Some(raw) = data.get("namespace-wildcard-cert-selector").filter(|raw| !raw.is_empty()) {
-            let selector = data::yaml(raw)?;
+            let selector = data::texts(data::yaml(raw)?);
             if !selector.is_object() && !selector.is_null() {
                 return Err(data::unmarshal_error(&selector, "", "v1.LabelSelector"));
             }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::fieldmask::disallowed;
+use super::fieldmask::{disallowed, is_blank};
 use super::{pod, probe, volume};
 use crate::configmaps::features::Features;
 use crate::field_error::FieldError;
@@ -161,7 +161,7 @@ fn container(
     role: Role,
     features: &Features,
 ) -> FieldError {
-    if *container == core::Container::default() {
+    if is_blank(container) {
         return FieldError::missing(&[""]);
     }
     let mut errors = disallowed(container, &ALLOWED_FIELDS);

@@ -1,5 +1,6 @@
 //! Which fields of a Kubernetes object users may set.
 
+use k8s_openapi::api::core::v1 as core;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -57,6 +58,25 @@ fn is_set(key: &str, value: &Value) -> bool {
     }
 }
 
+/// Whether a container says nothing at all.
+pub(super) fn is_blank(container: &core::Container) -> bool {
+    let value = serde_json::to_value(container).unwrap_or_default();
+    value.as_object().into_iter().flatten().all(|(key, value)| match value {
+        Value::Object(_) => key == "resources" && is_empty(value),
+        value => is_empty(value),
+    })
+}
+
+/// Whether a field of an object is unset: some that hold nothing are set all the same.
+pub(super) fn is_unset(field: &str, value: &Value) -> bool {
+    match (field, value) {
+        ("http", value) => value.is_null(),
+        ("headers" | "appendHeaders", Value::Object(entries)) => entries.is_empty(),
+        ("servicePort", Value::String(_)) => false,
+        (_, value) => is_empty(value),
+    }
+}
+
 /// Whether nothing at all is set, however deep.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
@@ -65,6 +85,6 @@ pub(super) fn is_empty(value: &Value) -> bool {
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Object(fields) => fields.iter().all(|(field, value)| is_unset(field, value)),
     }
 }

@@ -1,10 +1,12 @@
 //! Rules for the kinds controllers write. They are checked as JSON: a typed object no longer has the values that
 //! are wrong.
 
+use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::fieldmask::{disallowed, is_empty};
+use super::fieldmask::{disallowed, is_empty, is_unset};
 use super::metadata::{annotations, scalable};
 use super::template::container_concurrency;
 use super::{Change, DecodeError, annotations as rules, decode};
@@ -25,7 +27,7 @@ fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
 fn required(object: &Value, fields: &[&str]) -> FieldError {
     fields
         .iter()
-        .filter(|field| is_empty(&object[**field]))
+        .filter(|field| is_unset(field, &object[**field]))
         .map(|field| FieldError::missing(&[field]))
         .collect()
 }
@@ -88,7 +90,8 @@ fn protocol(protocol: &str) -> FieldError {
 
 /// A reference to an object of the same namespace.
 fn reference(reference: &Value) -> FieldError {
-    let mut errors = disallowed(reference, &["apiVersion", "kind", "name"]);
+    let typed = core::ObjectReference::deserialize(reference).unwrap_or_default();
+    let mut errors = disallowed(&typed, &["apiVersion", "kind", "name"]);
     type Check = fn(&str) -> Vec<String>;
     let fields: [(&str, Check); 3] = [
         ("apiVersion", syntax::qualified_name),
@@ -182,7 +185,7 @@ fn split(split: &Value, meta: &ObjectMeta) -> FieldError {
         errors.add(FieldError::invalid_value(percent, "percent"));
     }
     let backend = ["serviceNamespace", "serviceName", "servicePort"];
-    if backend.iter().all(|field| is_empty(&split[*field])) {
+    if backend.iter().all(|field| is_unset(field, &split[*field])) {
         return errors.also(FieldError::missing(&[""]));
     }
     let namespace = text(split, "serviceNamespace");

@@ -1,18 +1,11 @@
 //! What is refused, and in which words.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use super::*;
 use crate::defaulting::{self, Context};
 use crate::field_error::Level;
 use crate::golden;
-
-fn kind(case: &Value) -> Kind {
-    let group = case["object"]["apiVersion"].as_str().and_then(|v| v.split_once('/')).map_or("", |(g, _)| g);
-    Kind::of(group, case["kind"].as_str().unwrap_or_default()).unwrap()
-}
 
 /// Without the lines that show differences between objects: they show them in terms of the types of a language.
 fn without_differences(text: &str) -> String {
@@ -33,14 +26,40 @@ fn outcome(kind: Kind, change: Change<'_>, configs: &Configs) -> Value {
     }
 }
 
-/// The golden outcome in the same form; how a type error is worded depends on the decoder.
-fn expected(want: &Value) -> Value {
-    if want.get("decodeError").is_some_and(|error| !error.is_null()) {
-        return json!({ "decodeError": true });
+/// The golden outcome in the same form; how a type error is worded depends on the decoder. `None` where the case
+/// expects nothing.
+fn expected(expect: &Value, stage: &str) -> Option<Value> {
+    let want = golden::given(expect, stage);
+    if [Some(expect), want].into_iter().flatten().any(|of| golden::given(of, "decodeError").is_some()) {
+        return Some(json!({ "decodeError": true }));
     }
+    let want = want?;
     let error = want["error"].as_str().map_or(Value::Null, |error| without_differences(error).into());
     let warnings = want["warnings"].as_array().cloned().unwrap_or_default();
-    json!({ "error": error, "warnings": warnings })
+    Some(json!({ "error": error, "warnings": warnings }))
+}
+
+/// What one case finds, as given and with its defaults filled in.
+fn stages(case: &Value) -> Result<[(&'static str, Value); 2], String> {
+    let (kind, configs) = (golden::kind(case)?, golden::configs(case)?);
+    let operation = golden::operation(case);
+    let subresource = case["subresource"].as_str().unwrap_or_default();
+    let old = golden::given(case, "old");
+    let raw = outcome(kind, Change { operation, object: &case["object"], old, subresource }, &configs);
+
+    let user = case["user"].as_str();
+    let old = old.map(|old| {
+        let mut old = old.clone();
+        let context =
+            Context { operation: Some(Operation::Create), old: None, user: None, configs: &configs };
+        defaulting::default(kind, &mut old, context);
+        old
+    });
+    let mut object = case["object"].clone();
+    let context = Context { operation: Some(operation), old: old.as_ref(), user, configs: &configs };
+    defaulting::default(kind, &mut object, context);
+    let change = Change { operation, object: &object, old: old.as_ref(), subresource };
+    Ok([("raw", raw), ("defaulted", outcome(kind, change, &configs))])
 }
 
 #[test]
@@ -48,40 +67,126 @@ fn golden_validation() {
     let cases = golden::cases("validation");
     let mut failures = Vec::new();
     for case in &cases {
-        let kind = kind(case);
-        let maps: BTreeMap<String, BTreeMap<String, String>> =
-            serde_json::from_value(case["configs"].clone()).unwrap_or_default();
-        let configs = Configs::parse(&maps).unwrap();
-        let operation = match case["operation"].as_str() {
-            Some("UPDATE") => Operation::Update,
-            _ => Operation::Create,
+        let id = &case["id"];
+        let stages = match stages(case) {
+            Ok(stages) => stages,
+            Err(problem) => {
+                failures.push(problem);
+                continue;
+            }
         };
-        let subresource = case["subresource"].as_str().unwrap_or_default();
-        let old = case.get("old").filter(|old| !old.is_null());
-        let change = Change { operation, object: &case["object"], old, subresource };
-        let raw = outcome(kind, change, &configs);
-        if raw != expected(&case["expect"]["raw"]) {
-            let want = expected(&case["expect"]["raw"]);
-            failures.push(format!("{} raw: got {raw:#}\nwant {want:#}", case["id"]));
+        let mut compared = 0;
+        for (stage, got) in stages {
+            let Some(want) = expected(&case["expect"], stage) else { continue };
+            compared += 1;
+            if got != want {
+                failures.push(format!("{id} {stage}: got {got:#}\nwant {want:#}"));
+            }
         }
-
-        let user = case["user"].as_str();
-        let old = old.map(|old| {
-            let mut old = old.clone();
-            let context =
-                Context { operation: Some(Operation::Create), old: None, user: None, configs: &configs };
-            defaulting::default(kind, &mut old, context);
-            old
-        });
-        let mut object = case["object"].clone();
-        let context = Context { operation: Some(operation), old: old.as_ref(), user, configs: &configs };
-        defaulting::default(kind, &mut object, context);
-        let change = Change { operation, object: &object, old: old.as_ref(), subresource };
-        let defaulted = outcome(kind, change, &configs);
-        if defaulted != expected(&case["expect"]["defaulted"]) {
-            let want = expected(&case["expect"]["defaulted"]);
-            failures.push(format!("{} defaulted: got {defaulted:#}\nwant {want:#}", case["id"]));
+        if compared == 0 {
+            failures.push(format!("{id}: expects nothing"));
         }
     }
     golden::report("validation", cases.len(), &failures);
+}
+
+/// What is said of a Service with this in the spec of its template, warnings aside.
+fn refused(features: &[(&str, &str)], spec: &Value) -> String {
+    let map = features.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let configs = Configs::parse(&[("config-features".to_owned(), map)].into()).unwrap();
+    let object = json!({ "metadata": { "name": "a" }, "spec": {
+        "template": { "spec": spec }, "traffic": [{ "percent": 100 }],
+    } });
+    let change = Change { operation: Operation::Create, object: &object, old: None, subresource: "" };
+    match validate(Kind::Service, change, &configs) {
+        Err(error) => format!("type: {error}"),
+        Ok(findings) => findings.filter(Level::Error).to_string().replace("spec.template.spec.", ""),
+    }
+}
+
+fn container(fields: &Value) -> Value {
+    let mut container = json!({ "name": "c", "image": "example.com/app" });
+    for (key, value) in fields.as_object().unwrap() {
+        container[key] = value.clone();
+    }
+    json!({ "containers": [container] })
+}
+
+#[test]
+fn quantities_may_be_numbers() {
+    let limits = |cpu: Value| container(&json!({ "resources": { "limits": { "cpu": cpu } } }));
+    assert_eq!(refused(&[], &limits(json!(1))), "");
+    assert_eq!(refused(&[], &limits(json!(0.5))), "");
+    assert!(refused(&[], &limits(json!("1x"))).starts_with("type: quantities must match"));
+    assert!(refused(&[], &limits(json!(true))).starts_with("type: "));
+}
+
+#[test]
+fn a_container_that_says_nothing_is_missing() {
+    assert_eq!(refused(&[], &json!({ "containers": [{}] })), "missing field(s): containers[0]");
+    let empty = json!({ "containers": [{ "name": "", "env": [], "resources": { "limits": {} } }] });
+    assert_eq!(refused(&[], &empty), "missing field(s): containers[0]");
+    let probed = json!({ "containers": [{ "livenessProbe": { "exec": {} } }] });
+    assert_eq!(refused(&[], &probed), "missing field(s): containers[0].image");
+}
+
+#[test]
+fn ids_have_bounds() {
+    for id in [-1, 1_i64 << 31] {
+        let context = container(&json!({ "securityContext": { "runAsUser": id, "runAsGroup": id } }));
+        assert_eq!(
+            refused(&[], &context),
+            format!(
+                "expected 0 <= {id} <= 2147483647: containers[0].securityContext.runAsGroup, \
+                 containers[0].securityContext.runAsUser"
+            )
+        );
+    }
+    let mut pod = container(&json!({}));
+    pod["securityContext"] = json!({ "fsGroup": -1, "supplementalGroups": [1, -2], "sysctls": [] });
+    assert_eq!(
+        refused(&[("kubernetes.podspec-securitycontext", "allowed")], &pod),
+        "expected 0 <= -1 <= 2147483647: securityContext.fsGroup\n\
+         expected 0 <= -2 <= 2147483647: securityContext.supplementalGroups[1]\n\
+         must not set the field(s): securityContext.sysctls"
+    );
+}
+
+#[test]
+fn a_volume_may_hold_less_than_nothing_never() {
+    let volume = |size: &str| {
+        let mut pod = container(&json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v" }] }));
+        pod["volumes"] = json!([{ "name": "v", "emptyDir": { "sizeLimit": size } }]);
+        pod
+    };
+    assert_eq!(refused(&[], &volume("1Gi")), "");
+    assert_eq!(refused(&[], &volume("-1024Mi")), "invalid value: -1Gi: volumes[0].emptyDir.sizeLimit");
+}
+
+#[test]
+fn references_and_backends_of_controllers_are_typed() {
+    let check = |kind, object: &Value| {
+        let change = Change { operation: Operation::Create, object, old: None, subresource: "" };
+        validate(kind, change, &Configs::default()).unwrap().to_string()
+    };
+    let reference = |name: &str| {
+        json!({ "metadata": { "name": "a" }, "spec": {
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": name, "novel": 1 },
+            "protocolType": "http1",
+        } })
+    };
+    assert_eq!(check(Kind::PodAutoscaler, &reference("b")), "");
+    assert_eq!(
+        check(Kind::PodAutoscaler, &reference("b.c")),
+        "invalid value: must not contain dots: spec.scaleTargetRef.name"
+    );
+    let rule =
+        |rule: Value| json!({ "metadata": { "name": "a", "namespace": "n" }, "spec": { "rules": [rule] } });
+    assert_eq!(check(Kind::Ingress, &rule(json!({}))), "missing field(s): spec.rules[0]");
+    assert_eq!(
+        check(Kind::Ingress, &rule(json!({ "http": {} }))),
+        "missing field(s): spec.rules[0].http.paths"
+    );
+    let path = json!({ "http": { "paths": [{ "headers": { "a": {} } }] } });
+    assert_eq!(check(Kind::Ingress, &rule(path)), "missing field(s): spec.rules[0].http.paths[0].splits");
 }

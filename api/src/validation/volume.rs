@@ -208,10 +208,11 @@ fn empty_dir(directory: &core::EmptyDirVolumeSource) -> FieldError {
     if !["", "Memory"].contains(&medium) {
         errors.add(FieldError::invalid_value(medium, "medium"));
     }
-    if let Some(limit) = &directory.size_limit
-        && quantity::value(&limit.0).is_ok_and(|value| value < 0.0)
+    let limit = directory.size_limit.as_ref().map(|limit| limit.0.trim());
+    if let Some(limit) = limit.and_then(|limit| quantity::canonical(limit).ok())
+        && limit.starts_with('-')
     {
-        errors.add(FieldError::invalid_value(&limit.0, "sizeLimit"));
+        errors.add(FieldError::invalid_value(limit, "sizeLimit"));
     }
     errors
 }
