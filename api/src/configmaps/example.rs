@@ -12,8 +12,9 @@ pub const CHECKSUM_ANNOTATION: &str = "knative.dev/example-checksum";
 pub fn checksum(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     let mut breaking = false;
-    for c in value.trim().chars() {
-        if matches!(c, '\r' | '\n') {
+    let mut rest = value.trim().chars();
+    while let Some(c) = rest.next() {
+        if c == '\n' || (c == '\r' && rest.as_str().starts_with('\n')) {
             if !breaking {
                 text.push_str("\\n");
             }
@@ -30,4 +31,16 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_breaks_count_once() {
+        assert_eq!(checksum("a\r\n\nb"), checksum("a\nb"));
+        assert_eq!(checksum(" a\n"), checksum("a"));
+        assert_ne!(checksum("a\rb"), checksum("a\nb"));
+    }
 }
