@@ -282,3 +282,51 @@ impl Context {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ember_api::serving::v1::Route;
+
+    fn failure() -> Failure<Route> {
+        let explain: fn(&mut Route, &str, Timestamp) =
+            |route, words, _| route.metadata.name = Some(words.to_owned());
+        Failure {
+            explain: Some(explain),
+            may_exist: true,
+            ..Failure::error("failed", Route::default()).with_event("CreationFailed", "Failed")
+        }
+    }
+
+    #[test]
+    fn what_may_exist_is_no_news_when_it_does() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(failure().event_text("no", true), None);
+        assert_eq!(
+            failure().event_text("no", false),
+            Some(EventText::warning("CreationFailed", "Failed: no"))
+        );
+        assert_eq!(failure().into_object("no", true, now).and_then(|route| route.metadata.name), None);
+        let explained = failure().into_object("no", false, now).and_then(|route| route.metadata.name);
+        assert_eq!(explained.as_deref(), Some("no"));
+        assert_eq!(failure().error_text("no"), "failed: no");
+        assert_eq!(Failure::<Route>::without_status("").error_text("no"), "no");
+    }
+
+    #[test]
+    fn a_tolerated_failure_is_told_without_alarm() {
+        let event = failure().tolerated().event_text("no", false);
+        assert_eq!(event, Some(EventText::normal("CreationFailed", "Failed: no")));
+    }
+
+    #[test]
+    fn only_the_status_of_the_planned_object_is_sent() {
+        let original = Route::default();
+        let mut planned = original.clone();
+        planned.spec.traffic.push(Default::default());
+        planned.status_mut_or_default().url = Some("http://r".to_owned());
+        let action = status_action(&original, &mut planned, Timestamp::UNIX_EPOCH).expect("a write");
+        let Verb::UpdateStatus(sent) = action.verb else { panic!("not a status") };
+        assert_eq!((&sent["spec"]["traffic"], &sent["status"]["url"]), (&Value::Null, &"http://r".into()));
+    }
+}

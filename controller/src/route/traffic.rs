@@ -289,3 +289,39 @@ impl Traffic {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_shows_every_entry_with_the_shares_under_its_own_tag() {
+        let entry = |tag: &str, latest, percent| RevisionTarget {
+            revision_name: "r2".to_owned(),
+            configuration_name: "c".to_owned(),
+            tag: tag.to_owned(),
+            latest,
+            percent,
+            protocol: ProtocolType::Http1,
+        };
+        let traffic = Traffic {
+            entries: vec![entry("", true, 70), entry("t", true, 30), entry("pinned", false, 0)],
+            ..Traffic::default()
+        };
+        let rollout = Rollout::parse(
+            r#"{"configurations":[
+                {"configurationName":"c","percent":70,
+                 "revisions":[{"revisionName":"r1","percent":69},{"revisionName":"r2","percent":1}]},
+                {"configurationName":"c","tag":"t","percent":100,
+                 "revisions":[{"revisionName":"r1","percent":90},{"revisionName":"r2","percent":10}]}]}"#,
+        )
+        .expect("a state");
+        let shown: Vec<_> = traffic
+            .effective_entries(&rollout)
+            .into_iter()
+            .map(|entry| (entry.tag, entry.revision_name, entry.percent))
+            .collect();
+        let expected = [("", "r1", 69), ("", "r2", 1), ("t", "r1", 90), ("t", "r2", 10), ("pinned", "r2", 0)];
+        assert_eq!(shown, expected.map(|(tag, name, percent)| (tag.to_owned(), name.to_owned(), percent)));
+    }
+}
