@@ -64,8 +64,6 @@ fn rehearse() {
 /// Becomes the program; returns why not, in the words of the container runtimes that Kubernetes uses.
 fn run(start: &Start, output: fs::File, warn: impl Fn(String)) -> String {
     let _ = nix::unistd::setsid();
-    // Should the helper be killed, nothing else would end the program.
-    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     if start.dir_is_declared
         && let Err(e) = fs::metadata(&start.dir)
     {
@@ -102,11 +100,25 @@ fn run(start: &Start, output: fs::File, warn: impl Fn(String)) -> String {
             Some(Uid::from_raw(identity.uid)),
             Some(Gid::from_raw(identity.gid)),
         );
-        command.gid(identity.gid).uid(identity.uid);
+        if let Err(e) = become_user(identity.uid, identity.gid) {
+            return format!("runAsUser: {}: {e}", identity.uid);
+        }
     }
+    // Should the helper be killed, nothing else would end the program. A change of user takes it back: it comes last.
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     command.stdin(Stdio::null()).stdout(output).stderr(stderr);
     let error = command.exec();
     format!("exec: {:?}: {}", start.program.as_deref().unwrap_or("ember"), reason(&error))
+}
+
+/// Changes user and group for good, without supplementary groups.
+fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    if nix::unistd::geteuid().is_root() {
+        nix::unistd::setgroups(&[])?;
+    }
+    nix::unistd::setresgid(gid, gid, gid)?;
+    nix::unistd::setresuid(uid, uid, uid)
 }
 
 /// Finds the program as a container runtime does.
