@@ -1,6 +1,7 @@
 //! Measures Ember as its users meet it: the real program, its real API, real sockets.
 
 mod coldstart;
+mod dataplane;
 mod distribution;
 mod instance;
 mod phases;
@@ -27,6 +28,11 @@ struct Cli {
 enum Scenario {
     /// Time from a request to a sleeping service until its answer, phase by phase
     Coldstart(coldstart::Options),
+    /// What a proxied request costs: the proxies of Ember against others
+    Dataplane(dataplane::Options),
+    /// The activator by itself, before one pod; what `dataplane` starts
+    #[command(hide = true)]
+    Activator(dataplane::activator::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +53,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         let scenario = async {
             match cli.command {
                 Scenario::Coldstart(options) => coldstart::run(options).await,
+                Scenario::Dataplane(options) => dataplane::run(options).await,
+                Scenario::Activator(options) => dataplane::activator::run(options).await,
             }
         };
         let mut terminate = signal(SignalKind::terminate())?;

@@ -21,6 +21,9 @@ pub(crate) const EMBER: Program = Program { name: "ember", package: "ember" };
 /// The app that starts in no time.
 pub(crate) const TINY_APP: Program = Program { name: "tiny-app", package: "ember-bench" };
 
+/// The sidecar, as it runs in a container of its own.
+pub(crate) const QUEUE_PROXY: Program = Program { name: "queue-proxy", package: "ember-queue-proxy" };
+
 impl Program {
     /// The file beside this program, built now if it is missing.
     pub(crate) fn path(self) -> anyhow::Result<PathBuf> {
@@ -31,10 +34,7 @@ impl Program {
             self.build(folder)?;
         }
         if !path.exists() {
-            bail!(
-                "{} is missing, and building it elsewhere did not help: name it with --ember",
-                path.display()
-            );
+            bail!("{} is missing, and building it did not help", path.display());
         }
         Ok(path)
     }
@@ -42,10 +42,17 @@ impl Program {
     fn build(self, folder: &Path) -> anyhow::Result<()> {
         let mut arguments = vec!["build", "--package", self.package, "--bin", self.name];
         arguments.extend(profile(folder));
+        let target = folder.parent().context("this program lies in no target folder")?;
         say(&format!("{} is not built: cargo {}", self.name, arguments.join(" ")))?;
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-        let status = Command::new(cargo).args(&arguments).arg("--manifest-path").arg(manifest).status();
+        let status = Command::new(cargo)
+            .args(&arguments)
+            .arg("--manifest-path")
+            .arg(manifest)
+            .arg("--target-dir")
+            .arg(target)
+            .status();
         if !status.context("cannot run cargo")?.success() {
             bail!("cargo could not build {}", self.name);
         }

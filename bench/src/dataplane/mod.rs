@@ -1,0 +1,321 @@
+//! What a proxied request costs: Ember's proxies and others before the same backend, under the same load, in turn.
+
+pub(crate) mod activator;
+mod answer;
+mod charts;
+mod isolation;
+mod load;
+mod page;
+mod process;
+mod report;
+mod stop;
+mod target;
+
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::ClockId;
+
+use crate::programs::{QUEUE_PROXY, TINY_APP};
+use crate::say;
+use load::{Pace, Plan};
+use process::Cpus;
+use report::{Machine, Measured, Memory, Report};
+use stop::Stop;
+use target::{Kind, Placement, Running, Site, Target};
+
+/// The loads every target is put under.
+const SCENARIOS: [Scenario; 4] = [
+    Scenario { connections: 1, pace: Pace::Closed },
+    Scenario { connections: 16, pace: Pace::Closed },
+    Scenario { connections: 128, pace: Pace::Closed },
+    Scenario { connections: 16, pace: Pace::Rate(300) },
+];
+/// How often each of them is repeated: in a run, in a quick one.
+const ROUNDS: (u32, u32) = (5, 2);
+/// How long load is measured in all: in a run, in a quick one.
+const BUDGET: (Duration, Duration) = (Duration::from_secs(420), Duration::from_secs(48));
+/// The longest time under one load.
+const LONGEST_SLICE: Duration = Duration::from_secs(2);
+/// Load before a measurement; the start of a slice takes no longer.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// Connections that do nothing.
+const IDLE_CONNECTIONS: usize = 1000;
+/// How long memory is left to settle, and after the connections are closed.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
+
+/// Options of the scenario.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Short, for a first look: under 90 seconds
+    #[arg(long)]
+    quick: bool,
+    /// File for the figures
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// File for a page with charts
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Another program to measure: it gets the environment of a queue-proxy, and has to listen on QUEUE_SERVING_PORT
+    #[arg(long = "peer", value_name = "NAME=COMMAND")]
+    peers: Vec<Peer>,
+    /// Measure only these targets
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// The queue-proxy to measure [default: the one beside this program, built if missing]
+    #[arg(long, value_name = "PATH")]
+    queue_proxy: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+struct Peer {
+    name: String,
+    command: String,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, command) = text.split_once('=').ok_or("must be NAME=COMMAND")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || !name.chars().all(plain) {
+            return Err("the name must consist of letters, digits, '-', '_' and '.'".to_owned());
+        }
+        if ["direct", "nginx", "haproxy", "queue-proxy", "activator"].contains(&name) {
+            return Err(format!("{name} is the name of another target"));
+        }
+        Ok(Self { name: name.to_owned(), command: command.to_owned() })
+    }
+}
+
+/// A load.
+#[derive(Debug, Clone, Copy)]
+struct Scenario {
+    connections: usize,
+    pace: Pace,
+}
+
+impl Scenario {
+    fn name(self) -> &'static str {
+        match self.pace {
+            Pace::Closed => "closed-loop",
+            Pace::Rate(_) => "constant-rate",
+        }
+    }
+}
+
+/// Runs the scenario.
+pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+    // Cargo may need the network, so that the programs come first.
+    let targets = targets(&options)?;
+    let tiny_app = TINY_APP.path()?;
+    if let Err(error) = isolation::enter() {
+        say(&format!("no network of its own ({error:#}): others on this machine may be in the way"))?;
+    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    let stop = Stop::default();
+    let _stop_on_drop = stop.on_drop();
+    let measuring = tokio::task::spawn_blocking(move || {
+        let report = measure(&options, &targets, &tiny_app, &stop)?;
+        say(&report.to_string())?;
+        if let Some(path) = &options.json {
+            let text = serde_json::to_string_pretty(&report)?;
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(path) = &options.html {
+            std::fs::write(path, page::render(&report))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    });
+    measuring.await?
+}
+
+/// What there is to measure on this machine.
+fn targets(options: &Options) -> anyhow::Result<Vec<Target>> {
+    let queue_proxy = match &options.queue_proxy {
+        Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
+        None => QUEUE_PROXY.path()?,
+    };
+    let mut targets = vec![Target { name: "direct".to_owned(), kind: Kind::Direct }];
+    let others: [(&str, fn(PathBuf) -> Kind); 2] = [("nginx", Kind::Nginx), ("haproxy", Kind::Haproxy)];
+    for (name, kind) in others {
+        match target::installed(name) {
+            Some(program) => targets.push(Target { name: name.to_owned(), kind: kind(program) }),
+            None => say(&format!("{name} is not installed (apt-get install {name}): left out"))?,
+        }
+    }
+    targets.push(Target { name: "queue-proxy".to_owned(), kind: Kind::QueueProxy(queue_proxy.clone()) });
+    targets.push(Target { name: "activator".to_owned(), kind: Kind::Activator(queue_proxy) });
+    for Peer { name, command } in options.peers.clone() {
+        targets.push(Target { name, kind: Kind::Peer(command) });
+    }
+    for name in &options.only {
+        anyhow::ensure!(targets.iter().any(|target| target.name == *name), "there is no target {name:?}");
+    }
+    targets.retain(|target| options.only.is_empty() || options.only.contains(&target.name));
+    Ok(targets)
+}
+
+fn measure(
+    options: &Options,
+    targets: &[Target],
+    tiny_app: &std::path::Path,
+    stop: &Stop,
+) -> anyhow::Result<Report> {
+    let dir = tempfile::Builder::new().prefix("ember-bench-").tempdir()?;
+    let nginx = target::installed("nginx");
+    let all = Cpus::allowed()?;
+    let mut placements = Vec::new();
+    match *all.each()? {
+        [first, second, ..] => placements.push((true, Placement { target: first, rest: second })),
+        _ => say("there is but one CPU: nothing is pinned")?,
+    }
+    placements.push((false, Placement { target: all, rest: all }));
+
+    let (rounds, budget) = if options.quick { (ROUNDS.1, BUDGET.1) } else { (ROUNDS.0, BUDGET.0) };
+    let slices = rounds * u32::try_from(targets.len() * SCENARIOS.len() * placements.len())?;
+    let length = (budget / slices).saturating_sub(WARM_UP).clamp(WARM_UP, LONGEST_SLICE);
+    say(&format!(
+        "{} targets, {} loads, {rounds} rounds of {} ms each, pinned and not",
+        targets.len(),
+        SCENARIOS.len(),
+        length.as_millis()
+    ))?;
+
+    let machine = Machine::here()?;
+    let mut measured: Vec<Measured> = targets.iter().map(|target| Measured::new(&target.name)).collect();
+    for (at, (pinned, placement)) in placements.into_iter().enumerate() {
+        let site = Site { dir: dir.path(), placement, stop };
+        placement.rest.bind()?;
+        let backend = site.backend(nginx.as_deref(), tiny_app).context("the backend")?;
+        if at == 0 {
+            for (target, measured) in targets.iter().zip(&mut measured) {
+                let running = site.start(target, &backend)?;
+                measured.memory = memory(target, &running, stop)?;
+                measured.start(target, &running);
+            }
+        }
+        for round in 0..rounds {
+            say(&format!("{}, round {} of {rounds}", if pinned { "pinned" } else { "unpinned" }, round + 1))?;
+            // Each goes first now and then.
+            for n in 0..targets.len() {
+                let n = (n + round as usize) % targets.len();
+                let (target, measured) = (&targets[n], &mut measured[n]);
+                let running = site.start(target, &backend)?;
+                measured.start(target, &running);
+                for scenario in SCENARIOS {
+                    let name = scenario.name();
+                    slice(&running, &backend, scenario, length, pinned, measured, stop).with_context(
+                        || format!("{}, {name} at {}: {}", target.name, scenario.connections, running.said()),
+                    )?;
+                }
+            }
+        }
+    }
+    all.bind()?;
+    Report::new(machine, &measured)
+}
+
+/// One time under load.
+fn slice(
+    running: &Running,
+    backend: &Running,
+    scenario: Scenario,
+    length: Duration,
+    pinned: bool,
+    measured: &mut Measured,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let plan = Plan {
+        address: running.address,
+        connections: scenario.connections,
+        pace: scenario.pace,
+        warm_up: WARM_UP,
+        length,
+    };
+    let meter = || {
+        let mut cpu = running.cpu()?;
+        cpu.extend(backend.cpu()?);
+        cpu.push(("load".to_owned(), Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?)));
+        Ok(cpu)
+    };
+    let outcome = load::drive(&plan, stop, meter)?;
+    // Its connections are still open.
+    if !running.processes.is_empty() {
+        let rss = running.rss_kib()?;
+        let memory = &mut measured.memory;
+        memory.rss_loaded_kib = memory.rss_loaded_kib.max(Some(rss));
+    }
+    let load = measured.load(scenario, pinned)?;
+    load.latencies.add(&outcome.latencies)?;
+    load.errors += outcome.errors;
+    load.elapsed += outcome.elapsed;
+    let (before, after) = outcome.meter;
+    for ((name, before), (_, after)) in before.into_iter().zip(after) {
+        *load.cpu.entry(name).or_default() += after.saturating_sub(before);
+    }
+    Ok(())
+}
+
+/// Memory of a target that has done nothing yet, and what idle connections take.
+fn memory(target: &Target, running: &Running, stop: &Stop) -> anyhow::Result<Memory> {
+    let mut memory = Memory::default();
+    if running.processes.is_empty() {
+        return Ok(memory);
+    }
+    stop.pause(SETTLE.0)?;
+    memory.rss_idle_kib = Some(running.rss_kib()?);
+    match idle_connections(running, stop) {
+        Ok(connections) => {
+            stop.pause(SETTLE.0)?;
+            memory.rss_1000_idle_kib = Some(running.rss_kib()?);
+            drop(connections);
+            stop.pause(SETTLE.1)?;
+            memory.rss_after_1000_idle_kib = Some(running.rss_kib()?);
+        }
+        Err(error) => {
+            stop.check()?;
+            say(&format!("{}: no {IDLE_CONNECTIONS} idle connections: {error:#}", target.name))?;
+        }
+    }
+    Ok(memory)
+}
+
+/// Connections that have served a request each, one after another.
+fn idle_connections(running: &Running, stop: &Stop) -> anyhow::Result<Vec<TcpStream>> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut connections = Vec::with_capacity(IDLE_CONNECTIONS);
+    for n in 0..IDLE_CONNECTIONS {
+        stop.check()?;
+        let stream = load::connect(running.address).with_context(|| format!("connection {n}"))?;
+        let ok = load::exchange(&stream).with_context(|| format!("request {n}"))?;
+        anyhow::ensure!(ok, "request {n} failed");
+        anyhow::ensure!(Instant::now() < deadline, "it takes too long");
+        connections.push(stream);
+    }
+    Ok(connections)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_named() {
+        let peer: Peer = "go-1.17=/opt/queue proxy --x=1".parse().unwrap();
+        assert_eq!((peer.name.as_str(), peer.command.as_str()), ("go-1.17", "/opt/queue proxy --x=1"));
+        for wrong in ["x", "=x", "nginx=x", "a b=x"] {
+            assert!(wrong.parse::<Peer>().is_err(), "{wrong}");
+        }
+    }
+}
