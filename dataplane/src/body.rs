@@ -18,10 +18,11 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-use crate::pool::Lease;
+use crate::pool::{Lease, Stream};
 use crate::server::Conn;
 use crate::timeout::{Deadlines, Expired};
 use crate::upgrade::Tunnel;
+use crate::upload::{Replay, Sending};
 
 /// What a body fails with.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -52,6 +53,10 @@ enum Kind {
     Leased(Box<Leased>),
     /// Held back until the backend agrees or a short wait is over.
     Continue(Box<Continue>),
+    /// Sent over a shared connection while the exchange has a hand on it.
+    Sending(Sending),
+    /// Sent in part before.
+    Replay(Box<Replay>),
     /// A component's own stream.
     Boxed(BoxBody<Bytes, Error>),
     /// Empty; the exchange goes on as an upgraded stream.
@@ -60,7 +65,27 @@ enum Kind {
 
 struct Leased {
     body: Incoming,
-    lease: Option<Lease>,
+    lease: Option<Held>,
+}
+
+/// What an exchange has of a connection to its backend.
+pub(crate) enum Held {
+    /// All of it.
+    Connection(Lease),
+    /// A stream.
+    Stream(Stream),
+}
+
+impl From<Lease> for Held {
+    fn from(lease: Lease) -> Self {
+        Self::Connection(lease)
+    }
+}
+
+impl From<Stream> for Held {
+    fn from(stream: Stream) -> Self {
+        Self::Stream(stream)
+    }
 }
 
 /// Tells the client's connection when nobody waits for more of the request.
@@ -129,8 +154,16 @@ impl Body {
         Kind::Received(Box::new(Received { body, conn: Arc::clone(conn) })).into()
     }
 
-    pub(crate) fn leased(body: Incoming, lease: Lease) -> Self {
-        Kind::Leased(Box::new(Leased { body, lease: Some(lease) })).into()
+    pub(crate) fn leased(body: Incoming, lease: impl Into<Held>) -> Self {
+        Kind::Leased(Box::new(Leased { body, lease: Some(lease.into()) })).into()
+    }
+
+    pub(crate) fn sending(body: Sending) -> Self {
+        Kind::Sending(body).into()
+    }
+
+    pub(crate) fn replay(body: Replay) -> Self {
+        Kind::Replay(Box::new(body)).into()
     }
 
     pub(crate) fn upgraded(tunnel: Arc<Tunnel>) -> Self {
@@ -228,6 +261,8 @@ impl Body {
                 }
                 Pin::new(&mut held.body).poll_frame(cx)
             }
+            Kind::Sending(body) => body.poll_frame(cx),
+            Kind::Replay(body) => body.poll_frame(cx),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -235,8 +270,10 @@ impl Body {
 
 impl Leased {
     fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
+        match self.lease.take() {
+            Some(Held::Connection(lease)) => lease.give_back(),
+            Some(Held::Stream(stream)) => stream.finish(),
+            None => {}
         }
     }
 }
@@ -303,6 +340,8 @@ impl http_body::Body for Body {
             Kind::Received(received) => received.body.is_end_stream(),
             Kind::Leased(leased) => leased.body.is_end_stream(),
             Kind::Continue(held) => held.body.is_end_stream(),
+            Kind::Sending(body) => body.is_end_stream(),
+            Kind::Replay(body) => body.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -321,6 +360,8 @@ impl Body {
             Kind::Received(received) => received.body.size_hint(),
             Kind::Leased(leased) => leased.body.size_hint(),
             Kind::Continue(held) => held.body.size_hint(),
+            Kind::Sending(body) => body.size_hint(),
+            Kind::Replay(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }
     }
@@ -365,6 +406,8 @@ impl fmt::Debug for Body {
             Kind::Received(_) => "received",
             Kind::Leased(_) => "leased",
             Kind::Continue(_) => "continue",
+            Kind::Sending(_) => "sending",
+            Kind::Replay(_) => "replay",
             Kind::Boxed(_) => "boxed",
             Kind::Upgraded(_) => "upgraded",
         };

@@ -38,7 +38,8 @@ impl Drain {
         Self::default()
     }
 
-    /// From now on every HTTP/1 answer carries `Connection: close`. Connections are still accepted and served.
+    /// From now on every HTTP/1 answer carries `Connection: close`, and an HTTP/2 connection is told to go with its
+    /// next answer. Connections are still accepted and served.
     pub fn announce(&self) {
         self.announced.store(true, Ordering::Relaxed);
     }
@@ -54,7 +55,7 @@ impl Drain {
         self.announced.load(Ordering::Relaxed)
     }
 
-    /// No more connections; idle ones close, busy ones finish their request.
+    /// No more connections; idle ones close, busy ones finish their requests.
     pub fn stop(&self) {
         self.announce();
         self.stop.cancel();

@@ -1,7 +1,10 @@
 //! Client connections of one worker, kept per backend.
 //!
-//! A connection is idle here or leased to exactly one exchange. It comes back only after the response was read to its
-//! end; a lease that is dropped earlier closes it, which tells the backend that the client is gone.
+//! An HTTP/1.1 connection is idle here or leased to exactly one exchange. It comes back only after the response was
+//! read to its end; a lease that is dropped earlier closes it, which tells the backend that the client is gone.
+//! HTTP/2 connections are [shared](multiplexed).
+
+mod multiplexed;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -23,7 +27,10 @@ use crate::address::Address;
 use crate::body::Body;
 use crate::dial::Dial;
 use crate::error::ProxyError;
-use crate::io::{Io, Stream};
+use crate::io::{self as network, Io};
+
+use multiplexed::Links;
+pub(crate) use multiplexed::Stream;
 
 /// Limits of a [`Pool`].
 #[derive(Debug, Clone)]
@@ -38,6 +45,11 @@ pub struct Options {
     pub dial: Dial,
     /// Largest head of a response, in bytes. 256 KiB.
     pub max_header_bytes: usize,
+    /// How long an HTTP/2 backend may be silent during an exchange before it is asked for a sign of life. Off: some
+    /// servers do not like to be asked.
+    pub ping_interval: Option<Duration>,
+    /// How long it may take to give one. 5 s.
+    pub ping_timeout: Duration,
 }
 
 impl Default for Options {
@@ -48,11 +60,13 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(90),
             dial: Dial::default(),
             max_header_bytes: 256 << 10,
+            ping_interval: None,
+            ping_timeout: Duration::from_secs(5),
         }
     }
 }
 
-/// HTTP/1.1 client connections. Cheap to clone; all clones are one. Use one pool per worker, on that worker only.
+/// Client connections. Cheap to clone; all clones are one. Use one pool per worker, on that worker only.
 #[derive(Debug, Clone)]
 pub struct Pool(Arc<Inner>);
 
@@ -61,6 +75,7 @@ struct Inner {
     io: Io,
     options: Options,
     idle: Mutex<Idle>,
+    links: Mutex<Links>,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +117,7 @@ impl Pool {
     /// An empty pool.
     #[must_use]
     pub fn new(io: Io, options: Options) -> Self {
-        Self(Arc::new(Inner { io, options, idle: Mutex::default() }))
+        Self(Arc::new(Inner { io, options, idle: Mutex::default(), links: Mutex::default() }))
     }
 
     /// An idle connection to `address`, or a new one, no later than `deadline`.
@@ -168,6 +183,8 @@ impl Pool {
         if let Some(parked) = idle.by_address.remove(address) {
             idle.total -= parked.len();
         }
+        drop(idle);
+        self.0.links.lock().retain(|other| other != address);
     }
 
     /// Closes the idle connections to addresses `keep` refuses.
@@ -175,9 +192,17 @@ impl Pool {
         let mut idle = self.0.idle.lock();
         idle.by_address.retain(|address, _| keep(address));
         idle.total = idle.by_address.values().map(Vec::len).sum();
+        drop(idle);
+        self.0.links.lock().retain(keep);
     }
 
-    /// Idle connections now.
+    /// Shared connections now.
+    #[must_use]
+    pub fn shared(&self) -> usize {
+        self.0.links.lock().len()
+    }
+
+    /// Idle connections now, without shared ones.
     #[must_use]
     pub fn idle(&self) -> usize {
         self.0.idle.lock().total
@@ -316,19 +341,28 @@ impl Wire {
 struct ClientStream {
     wire: Arc<Wire>,
     memory: Option<DuplexStream>,
+    /// Told when something was read.
+    first: Option<oneshot::Sender<()>>,
     /// The backend reads no more. It may have answered before, so that what is still to be written is let go of and
     /// reading alone says how the exchange ended: with the answer, or with the error.
     unheard: bool,
 }
 
 impl ClientStream {
-    fn new(stream: Stream) -> (Self, Arc<Wire>) {
+    fn new(stream: network::Stream) -> (Self, Arc<Wire>) {
         let (tcp, memory) = match stream {
-            Stream::Tcp(tcp) => (Some(tcp), None),
-            Stream::Memory(memory) => (None, Some(memory)),
+            network::Stream::Tcp(tcp) => (Some(tcp), None),
+            network::Stream::Memory(memory) => (None, Some(memory)),
         };
         let wire = Arc::new(Wire { tcp, meter: Arc::default() });
-        (Self { wire: Arc::clone(&wire), memory, unheard: false }, wire)
+        (Self { wire: Arc::clone(&wire), memory, first: None, unheard: false }, wire)
+    }
+
+    /// Resolves when the backend has said something, or with an error when it never will.
+    fn first_bytes(&mut self) -> oneshot::Receiver<()> {
+        let (first, heard) = oneshot::channel();
+        self.first = Some(first);
+        heard
     }
 }
 
@@ -353,6 +387,10 @@ impl AsyncRead for ClientStream {
         let read = buf.filled().len() - before;
         if read > 0 {
             this.wire.meter.read.fetch_add(read as u64, Ordering::Relaxed);
+            if let Some(first) = this.first.take() {
+                // Who waited may be gone.
+                let _ = first.send(());
+            }
         }
         polled
     }

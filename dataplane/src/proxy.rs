@@ -3,10 +3,13 @@
 //! [`Outbound`] is a request made ready once (hop-by-hop headers, `X-Forwarded-For`); it can be forwarded several
 //! times. A forward that fails says by [`Failure`] whether it may be repeated. There is one rule:
 //!
-//! - nothing of the request was written: any method, anywhere ([`Failure::Unsent`]);
+//! - nothing of the request was written, or the backend promises not to have looked at it (HTTP/2: it refused the
+//!   stream, or went away before it): any method, anywhere ([`Failure::Unsent`]);
 //! - the connection ended before any byte of a response: safe methods, and requests with an `Idempotency-Key`, as
 //!   long as the body is empty ([`Failure::NoResponse`]);
 //! - otherwise never.
+
+mod h2c;
 
 use std::sync::Arc;
 
@@ -24,6 +27,7 @@ use crate::drain::Drain;
 use crate::error::ProxyError;
 use crate::header::{IDEMPOTENCY_KEY, X_FORWARDED_FOR, X_IDEMPOTENCY_KEY};
 use crate::pool::{Lease, Pool};
+use crate::protocol::Protocol;
 use crate::server::Conn;
 use crate::upgrade::{self, Tunnel};
 
@@ -36,6 +40,7 @@ pub struct Outbound {
     request: Request<Body>,
     /// The protocol the client asks to switch to, and its connection's side of that.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
+    protocol: Protocol,
 }
 
 impl Outbound {
@@ -60,6 +65,9 @@ impl Outbound {
             request.headers_mut().insert(header::UPGRADE, protocol.clone());
         }
         append_forwarded_for(request.headers_mut(), conn.peer_ip());
+        if request.version() == Version::HTTP_2 {
+            join_cookies(request.headers_mut());
+        }
         *request.version_mut() = Version::HTTP_11;
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
             // Said explicitly, or a GET of unknown length would be sent without its body.
@@ -71,13 +79,18 @@ impl Outbound {
         if let Some(target) = request.uri().path_and_query().filter(|_| request.uri().scheme().is_some()) {
             *request.uri_mut() = Uri::from(target.clone());
         }
-        Ok(Self { request, upgrade })
+        Ok(Self { request, upgrade, protocol: Protocol::Http1 })
     }
 
     /// A request of the component's own, sent as it is.
     #[must_use]
     pub fn direct(request: Request<Body>) -> Self {
-        Self { request, upgrade: None }
+        Self { request, upgrade: None, protocol: Protocol::Http1 }
+    }
+
+    /// What the backend speaks; HTTP/1.1 unless said.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
     }
 
     /// The request's headers.
@@ -138,7 +151,7 @@ impl Outbound {
         *request.uri_mut() = self.request.uri().clone();
         *request.version_mut() = self.request.version();
         *request.headers_mut() = self.request.headers().clone();
-        Self { request, upgrade: self.upgrade.clone() }
+        Self { request, upgrade: self.upgrade.clone(), protocol: self.protocol }
     }
 }
 
@@ -215,6 +228,10 @@ impl Proxy {
         {
             outbound.set_host(host);
         }
+        if outbound.protocol == Protocol::H2c && !outbound.is_upgrade() {
+            // Boxed: the other path is not to carry its size.
+            return Box::pin(self.forward_h2c(outbound, address, connect_by)).await;
+        }
         while let Some(lease) = self.pool.reuse(address) {
             match self.exchange(outbound, lease).await {
                 // The connection was stale: the next one, and in the end a new one.
@@ -238,7 +255,7 @@ impl Proxy {
         let replayable = outbound.is_replayable();
         let meter = lease.meter();
         let before = meter.as_ref().map(|meter| meter.traffic());
-        let Outbound { mut request, upgrade } = outbound;
+        let Outbound { mut request, upgrade, protocol } = outbound;
         hold_for_continue(&mut request);
         match lease.sender().try_send_request(request).await {
             Ok(response) => self.respond(response, upgrade, lease),
@@ -246,7 +263,7 @@ impl Proxy {
                 let intact = error.take_message();
                 let error = error.into_error();
                 if let Some(request) = intact {
-                    let outbound = Outbound { request, upgrade };
+                    let outbound = Outbound { request, upgrade, protocol };
                     return Err(Failure::Unsent(Box::new(outbound), ProxyError::NoResponse(error)));
                 }
                 let (Some(before), Some(after)) = (before, meter.map(|meter| meter.traffic())) else {
@@ -389,6 +406,16 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         header::UPGRADE,
     ] {
         headers.remove(name);
+    }
+}
+
+/// Joins the lines HTTP/2 clients split their cookies into: HTTP/1.1 knows one.
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
     }
 }
 

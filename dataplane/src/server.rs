@@ -1,5 +1,7 @@
 //! Serving: the accept loop, and what a connection carries to its requests.
 
+mod h2c;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -59,6 +62,15 @@ pub struct Options {
     pub max_headers: usize,
     /// Connections served at a time; more wait in the listener's backlog. 65 536.
     pub max_connections: usize,
+    /// Exchanges at a time on an HTTP/2 connection. 250.
+    pub max_streams: u32,
+    /// What a client may send ahead of who reads it, in bytes for each HTTP/2 stream. 256 KiB. A connection may have
+    /// as much for all of its streams: one that nobody reads does not hold up the others.
+    pub stream_window: u32,
+    /// How long an HTTP/2 client may be silent before it is asked for a sign of life. 60 s.
+    pub ping_interval: Duration,
+    /// How long it may take to give one. 20 s.
+    pub ping_timeout: Duration,
 }
 
 impl Default for Options {
@@ -68,6 +80,10 @@ impl Default for Options {
             max_header_bytes: 256 << 10,
             max_headers: 256,
             max_connections: 65_536,
+            max_streams: 250,
+            stream_window: 256 << 10,
+            ping_interval: Duration::from_secs(60),
+            ping_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -93,7 +109,7 @@ const HEAD: u8 = 0;
 const IDLE: u8 = 1;
 /// A request is being served.
 const BUSY: u8 = 2;
-/// No longer HTTP.
+/// No longer HTTP/1.
 const UPGRADED: u8 = 3;
 
 impl Conn {
@@ -107,6 +123,20 @@ impl Conn {
             worker,
             drain,
             phase: AtomicU8::new(HEAD),
+            receiving: AtomicBool::new(false),
+            base: Instant::now(),
+            cut_at: AtomicU64::new(0),
+        }
+    }
+
+    /// The same connection for another request, of which it may carry several at a time.
+    fn for_stream(&self) -> Self {
+        Self {
+            peer: self.peer,
+            peer_ip: self.peer_ip.clone(),
+            worker: self.worker,
+            drain: self.drain.clone(),
+            phase: AtomicU8::new(BUSY),
             receiving: AtomicBool::new(false),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
@@ -148,6 +178,21 @@ impl Conn {
             u64::try_from(after).unwrap_or(u64::MAX).max(1)
         });
         self.cut_at.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Whether writing has to give up.
+    fn poll_cut(&self, cut: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        let nanos = self.cut_at.load(Ordering::Relaxed);
+        if nanos == 0 {
+            *cut = None;
+            return Poll::Pending;
+        }
+        let at = self.base + Duration::from_nanos(nanos);
+        let cut = cut.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if cut.deadline() != at {
+            cut.as_mut().reset(at);
+        }
+        cut.as_mut().poll(cx)
     }
 }
 
@@ -226,16 +271,31 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     ) || error.kind() == io::ErrorKind::InvalidInput
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end, HTTP/1 or HTTP/2, as its first bytes say.
 pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
-    let drain = conn.drain.clone();
-    let stream = ServerStream {
+    let mut stream = ServerStream {
         inner: stream,
+        seen: Bytes::new(),
         conn: Arc::clone(&conn),
         header_read_timeout: options.header_read_timeout,
         head: Some(Box::pin(tokio::time::sleep(options.header_read_timeout))),
         cut: None,
     };
+    let multiplexed = tokio::select! {
+        biased;
+        multiplexed = h2c::detect(&mut stream) => multiplexed,
+        () = conn.drain.stopped().cancelled() => return,
+    };
+    match multiplexed {
+        Ok(false) => http1(stream, conn, handler, options).await,
+        // Boxed: HTTP/1 connections are not to carry its size.
+        Ok(true) => Box::pin(h2c::serve(stream, conn, handler, options)).await,
+        Err(error) => tracing::debug!(%error, peer = %conn.peer, "connection ended"),
+    }
+}
+
+async fn http1<H: Handler>(stream: ServerStream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
+    let drain = conn.drain.clone();
     let service = service_fn(|request: Request<Incoming>| {
         let (conn, handler) = (Arc::clone(&conn), Arc::clone(&handler));
         async move { Ok::<_, std::convert::Infallible>(answer(request, &conn, &*handler).await) }
@@ -268,6 +328,7 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
 
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
+    let multiplexed = request.version() == Version::HTTP_2;
     let busy = Busy(Arc::clone(conn));
     let mut request = request.map(|body| Body::received(body, conn));
     let mut response = match normalise(&mut request) {
@@ -280,7 +341,7 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
         // Answered before the whole request was taken: the client may have sent all of it, and its next request would
         // wait behind what nobody reads.
         let early = conn.receiving.load(Ordering::Relaxed);
-        if early || conn.drain.is_announced() {
+        if !multiplexed && (early || conn.drain.is_announced()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.body_mut().attach(busy);
@@ -319,6 +380,8 @@ fn normalise(request: &mut Request<Body>) -> Result<(), Box<Response<Body>>> {
 /// A client's connection: bounds the time a head takes, and the time an answer nobody reads is kept.
 struct ServerStream {
     inner: Stream,
+    /// Read already, to tell the protocol.
+    seen: Bytes,
     conn: Arc<Conn>,
     header_read_timeout: Duration,
     head: Option<Pin<Box<Sleep>>>,
@@ -328,6 +391,12 @@ struct ServerStream {
 impl AsyncRead for ServerStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.seen.is_empty() {
+            let length = this.seen.len().min(buf.remaining());
+            buf.put_slice(&this.seen[..length]);
+            this.seen.advance(length);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.inner).poll_read(cx, buf);
         let phase = this.conn.phase.load(Ordering::Relaxed);
@@ -352,17 +421,7 @@ impl AsyncRead for ServerStream {
 
 impl ServerStream {
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let nanos = self.conn.cut_at.load(Ordering::Relaxed);
-        if nanos == 0 {
-            self.cut = None;
-            return Poll::Pending;
-        }
-        let at = self.conn.base + Duration::from_nanos(nanos);
-        let cut = self.cut.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if cut.deadline() != at {
-            cut.as_mut().reset(at);
-        }
-        cut.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into())
+        self.conn.poll_cut(&mut self.cut, cx).map(|()| io::ErrorKind::TimedOut.into())
     }
 }
 
