@@ -1,5 +1,7 @@
 //! The `ember` program as a person at a terminal meets it, without a running instance.
 
+#![expect(clippy::expect_used, reason = "a test may panic to fail")]
+
 use std::process::{Command, Output};
 
 fn ember(arguments: &[&str]) -> Output {

@@ -1,5 +1,7 @@
 //! The README's commands do what it says.
 
+#![expect(clippy::expect_used, reason = "a test may panic to fail")]
+
 use std::process::Command;
 
 use ember_tests::http::{Client, host};
@@ -44,7 +46,7 @@ async fn its_commands_work() {
     match Command::new("curl").args(["--silent", "--show-error", "--max-time", "30", &url]).output() {
         Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "Hello Ember!\n", "{output:?}"),
         Err(error) => {
-            println!("curl is not on this machine ({error}): its request was made by our own client only")
+            println!("curl is not on this machine ({error}): its request was made by our own client only");
         }
     }
 }
