@@ -176,6 +176,7 @@ impl Activation {
             Ok(outbound) => outbound,
             Err(error) => return respond(&error),
         };
+        outbound.set_protocol(revision.protocol);
         let (mut again, mut repeats) = (false, 0);
         loop {
             let grant = match revision.dispatcher.acquire(again).await {

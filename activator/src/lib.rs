@@ -32,6 +32,9 @@ use link::Outbox;
 use registry::Registry;
 use revision::Prober;
 
+/// How long a pod may be silent on a shared connection before it is asked for a sign of life: its node may be gone.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Why the activator ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the activator cannot listen on {addr}: {source}")]
@@ -103,7 +106,9 @@ async fn serve(
         let (registry, outbox, terminating) = (Arc::clone(registry), Arc::clone(outbox), shutdown.clone());
         serving.spawn(async move {
             server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
-                let pool = Pool::new(io.clone(), pool::Options::default());
+                let options =
+                    pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
+                let pool = Pool::new(io.clone(), options);
                 Arc::new(Activation::new(
                     Arc::clone(&registry),
                     Arc::clone(&outbox),

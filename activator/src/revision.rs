@@ -7,6 +7,7 @@ use std::time::Duration;
 use ember_api::serving::v1::Revision;
 use ember_dataplane::address::Address;
 use ember_dataplane::probe;
+use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
 use ember_reconcile::cache::Key;
@@ -58,6 +59,8 @@ pub struct RevisionState {
     pub reporter: Reporter,
     /// The name of the data port: `http` or `http2`.
     pub port_name: &'static str,
+    /// What its pods speak.
+    pub protocol: Protocol,
     pods: Mutex<Pods>,
     prober: Prober,
 }
@@ -73,6 +76,7 @@ impl RevisionState {
             dispatcher: Dispatcher::new(limit, config.queue_depth),
             reporter: Reporter::default(),
             port_name: port_name(revision),
+            protocol: Protocol::of_service_port(Some(port_name(revision)), None),
             pods: Mutex::new(Pods {
                 set: PodSet::new(usable_before_ready(revision)),
                 probes: HashMap::new(),

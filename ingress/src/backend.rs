@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use ember_dataplane::address::Address;
-use k8s_openapi::api::core::v1::{Endpoints, Service};
+use ember_dataplane::protocol::Protocol;
+use k8s_openapi::api::core::v1::{Endpoints, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use parking_lot::Mutex;
 
@@ -71,17 +72,33 @@ impl Drop for InFlight {
     }
 }
 
+/// What a backend is right now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Where it is; empty: nowhere.
+    pub addresses: Vec<Address>,
+    /// What it speaks, by the port of its Service.
+    pub protocol: Protocol,
+}
+
 /// A backend: read by requests, kept up to date by the watch of Endpoints.
 #[derive(Debug)]
 pub struct Backend {
     /// Which one it is.
     pub key: BackendKey,
     targets: ArcSwap<Vec<Arc<Target>>>,
+    speaks_h2c: AtomicBool,
 }
 
 impl Backend {
     fn new(key: BackendKey) -> Self {
-        Self { key, targets: ArcSwap::default() }
+        Self { key, targets: ArcSwap::default(), speaks_h2c: AtomicBool::new(false) }
+    }
+
+    /// What the backend speaks.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        if self.speaks_h2c.load(Ordering::Relaxed) { Protocol::H2c } else { Protocol::Http1 }
     }
 
     /// A target for a request: the one with fewer requests under way of two taken at random. `None` when there is
@@ -109,7 +126,9 @@ impl Backend {
     }
 
     /// Takes over addresses; those that stay keep their counts.
-    fn update(&self, addresses: &[Address]) {
+    fn update(&self, resolved: &Resolved) {
+        self.speaks_h2c.store(resolved.protocol == Protocol::H2c, Ordering::Relaxed);
+        let addresses = &resolved.addresses;
         let old = self.targets.load_full();
         if old.len() == addresses.len() && old.iter().zip(addresses).all(|(t, a)| t.address == *a) {
             return;
@@ -130,8 +149,8 @@ impl Backend {
 pub struct Backends(Mutex<HashMap<BackendKey, Arc<Backend>>>);
 
 impl Backends {
-    /// The backend of that key, made if need be; `resolve` tells its addresses.
-    pub fn get(&self, key: &BackendKey, resolve: impl Fn(&BackendKey) -> Vec<Address>) -> Arc<Backend> {
+    /// The backend of that key, made if need be; `resolve` tells what it is.
+    pub fn get(&self, key: &BackendKey, resolve: impl Fn(&BackendKey) -> Resolved) -> Arc<Backend> {
         let mut backends = self.0.lock();
         let backend = backends.entry(key.clone()).or_insert_with(|| Arc::new(Backend::new(key.clone())));
         backend.update(&resolve(key));
@@ -139,7 +158,7 @@ impl Backends {
     }
 
     /// Resolves the backends of one Service anew.
-    pub fn refresh(&self, namespace: &str, service: &str, resolve: impl Fn(&BackendKey) -> Vec<Address>) {
+    pub fn refresh(&self, namespace: &str, service: &str, resolve: impl Fn(&BackendKey) -> Resolved) {
         for (key, backend) in self.0.lock().iter() {
             if key.namespace == namespace && key.service == service {
                 backend.update(&resolve(key));
@@ -153,14 +172,27 @@ impl Backends {
     }
 }
 
-/// The addresses behind a port of a Service: its ExternalName, or the ready addresses of its Endpoints.
+/// What is behind a port of a Service: its ExternalName, or the ready addresses of its Endpoints.
 #[must_use]
-pub fn resolve(port: &PortRef, service: Option<&Service>, endpoints: Option<&Endpoints>) -> Vec<Address> {
-    let Some(service) = service else { return Vec::new() };
+pub fn resolve(port: &PortRef, service: Option<&Service>, endpoints: Option<&Endpoints>) -> Resolved {
+    let Some(service) = service else { return Resolved::default() };
     let declared = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).find(|p| match port {
         PortRef::Number(number) => p.port == *number,
         PortRef::Name(name) => p.name.as_deref() == Some(name),
     });
+    let protocol = declared
+        .map(|p| Protocol::of_service_port(p.name.as_deref(), p.app_protocol.as_deref()))
+        .unwrap_or_default();
+    let addresses = addresses(port, service, declared, endpoints);
+    Resolved { addresses, protocol }
+}
+
+fn addresses(
+    port: &PortRef,
+    service: &Service,
+    declared: Option<&ServicePort>,
+    endpoints: Option<&Endpoints>,
+) -> Vec<Address> {
     let alias = service.spec.as_ref().and_then(|spec| spec.external_name.as_deref());
     if let Some(name) = alias.filter(|name| !name.is_empty()) {
         let number = declared.map(|p| p.port).or(match port {
@@ -204,7 +236,7 @@ mod tests {
             "ports": [{"name": "https", "port": 8112}, {"name": "http", "port": 8012}]}]}))
         .unwrap();
         let text = |port| {
-            let found = resolve(&port, Some(&service()), Some(&endpoints));
+            let found = resolve(&port, Some(&service()), Some(&endpoints)).addresses;
             found.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(text(PortRef::Number(80)), ["10.0.0.1:8012", "10.0.0.2:8012"]);
@@ -217,7 +249,30 @@ mod tests {
         let service: Service =
             serde_json::from_value(json!({"spec": {"externalName": "example.com", "ports": [{"port": 80}]}}))
                 .unwrap();
-        assert_eq!(resolve(&PortRef::Number(80), Some(&service), None), [Address::new("example.com", 80)]);
+        let resolved = resolve(&PortRef::Number(80), Some(&service), None);
+        assert_eq!(resolved.addresses, [Address::new("example.com", 80)]);
+        assert_eq!(resolved.protocol, Protocol::Http1);
+    }
+
+    #[test]
+    fn the_port_of_the_service_says_what_is_spoken() {
+        let service: Service = serde_json::from_value(json!({"spec": {"ports": [
+            {"name": "http2", "port": 81}, {"name": "web", "port": 82, "appProtocol": "kubernetes.io/h2c"},
+            {"name": "http", "port": 80}]}}))
+        .unwrap();
+        let of = |port| resolve(&PortRef::Number(port), Some(&service), None).protocol;
+        assert_eq!(
+            [81, 82, 80, 83].map(of),
+            [Protocol::H2c, Protocol::H2c, Protocol::Http1, Protocol::Http1]
+        );
+        let backend = Backend::new(BackendKey {
+            namespace: "n".into(),
+            service: "s".into(),
+            port: PortRef::Number(81),
+        });
+        assert_eq!(backend.protocol(), Protocol::Http1);
+        backend.update(&resolve(&backend.key.port, Some(&service), None));
+        assert_eq!(backend.protocol(), Protocol::H2c);
     }
 
     #[test]
@@ -228,13 +283,17 @@ mod tests {
             port: PortRef::Number(80),
         });
         let (a, b) = (Address::new("10.0.0.1", 80), Address::new("10.0.0.2", 80));
-        backend.update(&[a.clone(), b.clone()]);
+        let at = |addresses: [&Address; 2]| Resolved {
+            addresses: addresses.map(Address::clone).to_vec(),
+            protocol: Protocol::Http1,
+        };
+        backend.update(&at([&a, &b]));
         let busy = backend.pick(&[]).unwrap();
         let guard = busy.enter();
         for _ in 0..20 {
             assert_ne!(backend.pick(&[]).unwrap().address, busy.address);
         }
-        backend.update(&[b.clone(), a.clone()]);
+        backend.update(&at([&b, &a]));
         for _ in 0..20 {
             assert_ne!(backend.pick(&[]).unwrap().address, busy.address, "counts survive an update");
         }

@@ -93,6 +93,7 @@ impl Gateway {
     /// Tries addresses until one answers, as far as the one retry rule allows; the activator comes last.
     async fn forward(&self, mut outbound: Outbound, choice: &Choice) -> Response<Body> {
         let mut tried: Vec<Address> = Vec::new();
+        outbound.set_protocol(choice.backend.protocol());
         loop {
             let Some(target) = self.target(choice, &tried) else {
                 return http_error(

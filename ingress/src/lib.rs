@@ -29,6 +29,9 @@ use gateway::Gateway;
 use publisher::Publisher;
 use table::{Table, Visibility};
 
+/// How long a backend may be silent on a shared connection before it is asked for a sign of life: its node may be gone.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Why the gateway ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the gateway cannot listen on {addr}: {source}")]
@@ -89,7 +92,9 @@ async fn listen(
         serving.push(tokio::spawn(async move {
             let options = server::Options::default();
             server::serve(listener, &workers, &options, &drain, |_worker| {
-                let pool = pool::Pool::new(io.clone(), pool::Options::default());
+                let options =
+                    pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
+                let pool = pool::Pool::new(io.clone(), options);
                 Arc::new(Gateway::new(visibility, Arc::clone(&table), activator.clone(), pool, drain.clone()))
             })
             .await;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ember_api::annotations;
 use ember_api::networking::v1alpha1::Ingress;
-use ember_dataplane::address::Address;
 use ember_dataplane::io::Io;
 use ember_reconcile::SYSTEM_NAMESPACE;
 use ember_reconcile::apply::{Action, Applier};
@@ -22,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Backend, BackendKey, Backends, PortRef, resolve};
+use crate::backend::{Backend, BackendKey, Backends, PortRef, Resolved, resolve};
 use crate::config::Config;
 use crate::status::{self, Outcome};
 use crate::table::{Compiled, Table};
@@ -76,7 +75,7 @@ impl Publisher {
             service: config.activator_service.clone(),
             port: PortRef::Number(80),
         };
-        let activator = backends.get(&key, |_| Vec::new());
+        let activator = backends.get(&key, |_| Resolved::default());
         Self(Arc::new(Shared {
             class: config.ingress_class.clone(),
             service_host: config.service_host.clone(),
@@ -177,7 +176,7 @@ impl Shared {
             .is_some_and(|class| *class == self.class)
     }
 
-    fn resolve(&self, key: &BackendKey) -> Vec<Address> {
+    fn resolve(&self, key: &BackendKey) -> Resolved {
         let service = self.services.get(&key.namespace, &key.service);
         let endpoints = self.endpoints.get(&key.namespace, &key.service);
         resolve(&key.port, service.as_deref(), endpoints.as_deref())

@@ -286,7 +286,7 @@ pub fn without_port(authority: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backends;
+    use crate::backend::{Backends, Resolved};
     use serde_json::json;
 
     fn ingress(name: &str, rules: &serde_json::Value) -> Arc<Compiled> {
@@ -296,7 +296,7 @@ mod tests {
             "spec": {"rules": rules}}))
         .unwrap();
         let backends = Backends::default();
-        Arc::new(Compiled::new(&ingress, |key| backends.get(key, |_| Vec::new())).unwrap())
+        Arc::new(Compiled::new(&ingress, |key| backends.get(key, |_| Resolved::default())).unwrap())
     }
 
     fn split(name: &str, percent: u32) -> serde_json::Value {

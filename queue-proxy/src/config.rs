@@ -15,7 +15,7 @@ use crate::readiness::spec::{self, Probe};
 pub struct Config {
     /// Requests that may run at a time; `None`: no limit, no queue. `CONTAINER_CONCURRENCY`.
     pub container_concurrency: Option<usize>,
-    /// The data port, 8012 or 8013. `QUEUE_SERVING_PORT`.
+    /// The data port, 8012 or 8013, where the app speaks h2c. `QUEUE_SERVING_PORT`.
     pub serving_port: u16,
     /// The data port over TLS. `QUEUE_SERVING_TLS_PORT`.
     pub serving_tls_port: u16,

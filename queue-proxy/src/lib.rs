@@ -24,6 +24,7 @@ use ember_dataplane::drain::{Drain, Quiet};
 use ember_dataplane::io::{Io, Listener};
 use ember_dataplane::metrics::Exposition;
 use ember_dataplane::pool::{self, Pool};
+use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server::{self, Handler, Options};
 use ember_dataplane::worker::Workers;
@@ -127,6 +128,7 @@ pub async fn run(
     let handler = Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
         app: Address::from((config.app_host, config.user_port)),
+        protocol: Protocol::of_data_port(config.serving_port),
         app_absence: config.app_absence,
         timeouts: config.timeouts,
         breaker,

@@ -10,6 +10,7 @@ use ember_dataplane::drain::Quiet;
 use ember_dataplane::error::{ProxyError, http_error, respond, status, timed_out};
 use ember_dataplane::header::{NAMESPACE, ORIGINAL_HOST, PROXY_REQUEST, REVISION};
 use ember_dataplane::probe;
+use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::{Failure, Outbound, Proxy};
 use ember_dataplane::server::{Conn, Handler};
 use ember_dataplane::stats::Kind;
@@ -29,6 +30,8 @@ const TIMEOUT_TEXT: &str = "request timeout";
 pub(crate) struct Data {
     pub(crate) proxy: Proxy,
     pub(crate) app: Address,
+    /// What the app speaks.
+    pub(crate) protocol: Protocol,
     pub(crate) app_absence: Duration,
     pub(crate) timeouts: Timeouts,
     pub(crate) breaker: Option<Breaker>,
@@ -128,6 +131,7 @@ impl Data {
             let mut outbound = Outbound::new(request, conn)?;
             outbound.headers_mut().remove(REVISION);
             outbound.headers_mut().remove(NAMESPACE);
+            outbound.set_protocol(self.protocol);
             self.reach(outbound).await
         };
         let mut response = answered.await.unwrap_or_else(|error| {
