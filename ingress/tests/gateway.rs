@@ -21,7 +21,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Service};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -227,9 +227,15 @@ impl World {
 
     /// A Service and the pods behind it.
     async fn backend(&self, namespace: &str, name: &str, pods: &[&Pod]) {
-        let service = json!({"spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8012}]}});
+        self.backend_at(namespace, name, json!({"name": "http", "port": 80, "targetPort": 8012}), pods).await;
+    }
+
+    /// A Service with that port, and the pods behind it.
+    async fn backend_at(&self, namespace: &str, name: &str, port: Value, pods: &[&Pod]) {
+        let port_name = port["name"].clone();
+        let service = json!({"spec": {"ports": [port]}});
         self.put::<Service>(namespace, name, service).await;
-        let subset = |pod: &&Pod| json!({"addresses": [{"ip": pod.addr.ip()}], "ports": [{"name": "http", "port": pod.addr.port()}]});
+        let subset = |pod: &&Pod| json!({"addresses": [{"ip": pod.addr.ip()}], "ports": [{"name": port_name, "port": pod.addr.port()}]});
         let subsets: Vec<Value> = pods.iter().map(subset).collect();
         self.put::<Endpoints>(namespace, name, json!({"subsets": subsets})).await;
     }
@@ -430,6 +436,59 @@ async fn no_request_fails_while_pods_come_and_go() {
     for client in clients {
         client.await.unwrap();
     }
+    world.stop().await;
+}
+
+/// A pod that speaks HTTP/2 only and answers every request with its protocol and its authority.
+async fn h2c_pod() -> Arc<Pod> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (seen, stopped, tasks) = (Mutex::default(), CancellationToken::new(), TaskTracker::new());
+    let pod = Arc::new(Pod { name: "h2c", addr, seen, stopped, tasks });
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let text = format!("{:?} {}", request.version(), request.uri());
+                Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::from(text)))
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    pod
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_port_of_a_service_says_what_its_pods_speak() {
+    let world = World::start().await;
+    let (h2c, http1) = (h2c_pod().await, Pod::start("http1").await);
+    world.backend_at("ns", "named", json!({"name": "http2", "port": 80}), &[&h2c]).await;
+    let port = json!({"name": "web", "port": 80, "appProtocol": "kubernetes.io/h2c"});
+    world.backend_at("ns", "declared", port, &[&h2c]).await;
+    world.backend("ns", "plain", &[&http1]).await;
+    let rules = ["named", "declared", "plain"]
+        .map(|service| rule(&format!("{service}.example.com"), &[split(service, 100)]));
+    world.ingress("hello", json!(rules)).await;
+    let stream = TcpStream::connect(world.external).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = world.outside().await;
+    for (service, answer) in [("named", "HTTP/2.0 "), ("declared", "HTTP/2.0 "), ("plain", "http1")] {
+        let host = format!("{service}.example.com");
+        // Both kinds of clients reach both kinds of backends.
+        let text = client.get(&host, &[]).await.text;
+        assert!(text.starts_with(answer), "{service}: {text}");
+        let request = Request::get(format!("http://{host}/")).body(Full::<Bytes>::default()).unwrap();
+        let response = sender.clone().send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let other = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(other, text);
+        assert!(service == "plain" || text.ends_with(&format!("http://{host}/")), "{text}");
+    }
+    drop((client, sender));
     world.stop().await;
 }
 

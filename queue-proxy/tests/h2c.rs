@@ -248,7 +248,7 @@ async fn at_sigterm_streams_finish_and_clients_are_sent_away() {
     soon(sidecar.running).await.unwrap().unwrap();
     soon(async {
         while client.ready().await.is_ok() && !client.is_closed() {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;
