@@ -147,10 +147,12 @@ fn targets(options: &Options) -> anyhow::Result<Vec<Target>> {
         None => QUEUE_PROXY.path()?,
     };
     let mut targets = vec![Target { name: "direct".to_owned(), kind: Kind::Direct }];
-    let others: [(&str, fn(PathBuf) -> Kind); 2] = [("nginx", Kind::Nginx), ("haproxy", Kind::Haproxy)];
-    for (name, kind) in others {
+    for name in ["nginx", "haproxy"] {
         match target::installed(name) {
-            Some(program) => targets.push(Target { name: name.to_owned(), kind: kind(program) }),
+            Some(program) => {
+                let kind = if name == "nginx" { Kind::Nginx(program) } else { Kind::Haproxy(program) };
+                targets.push(Target { name: name.to_owned(), kind });
+            }
             None => say(&format!("{name} is not installed (apt-get install {name}): left out"))?,
         }
     }

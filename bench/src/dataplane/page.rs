@@ -16,7 +16,7 @@ figure { margin: 0 } figcaption { font-weight: 600 } figcaption small { font-wei
 svg { width: 100%; height: auto; display: block } svg text { font-size: 12px; fill: var(--ink); dominant-baseline: central }
 svg .label { text-anchor: end } svg .number { fill: var(--soft); font-variant-numeric: tabular-nums }
 rect.ours { fill: var(--ours) } rect.theirs { fill: var(--theirs) }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; width: 100% }
+.wide { overflow-x: auto; margin-top: 1em } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; width: 100% }
 th, td { text-align: right; padding: .15em .6em; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500 }
 ";
@@ -58,15 +58,13 @@ pub(super) fn render(report: &Report) -> String {
     let rows = report.by_load().first().copied().unwrap_or_default();
     let proxies: Vec<&Row> = rows.iter().filter(|row| row.target != "direct").collect();
     html += "<h2>Memory and start</h2>\n<div class=\"charts\">";
-    let memories: [(&str, fn(&Row) -> Option<u64>); 4] = [
-        ("Idle", |row| row.memory.rss_idle_kib),
-        ("Under load", |row| row.memory.rss_loaded_kib),
-        ("With 1,000 idle connections", |row| row.memory.rss_1000_idle_kib),
-        ("After those were closed", |row| row.memory.rss_after_1000_idle_kib),
-    ];
-    for (name, of) in memories {
-        html += &chart(name, "MiB resident", 1, &proxies, |row| of(row).map(mib).into_iter().collect());
-    }
+    let memory = |name, of: &dyn Fn(&Row) -> Option<u64>| {
+        chart(name, "MiB resident", 1, &proxies, |row| of(row).map(mib).into_iter().collect())
+    };
+    html += &memory("Idle", &|row| row.memory.rss_idle_kib);
+    html += &memory("Under load", &|row| row.memory.rss_loaded_kib);
+    html += &memory("With 1,000 idle connections", &|row| row.memory.rss_1000_idle_kib);
+    html += &memory("After those were closed", &|row| row.memory.rss_after_1000_idle_kib);
     html += &chart("From start to the first answer", "ms", 2, &proxies, |row| {
         row.start_to_ready_ms.into_iter().collect()
     });

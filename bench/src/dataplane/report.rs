@@ -28,7 +28,7 @@ pub(super) struct Load {
 /// Resident memory of all processes of a target, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(super) struct Memory {
-    /// Before the first request but one.
+    /// After the first request, the one that shows that it is ready.
     pub(super) rss_idle_kib: Option<u64>,
     /// The most at the end of a time under load.
     pub(super) rss_loaded_kib: Option<u64>,
