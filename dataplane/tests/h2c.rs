@@ -834,3 +834,41 @@ async fn streams_heads_and_continuations_are_bounded() {
     }
     assert_eq!(soon(large.send_request(request)).await.unwrap().status(), 431);
 }
+
+#[tokio::test]
+async fn a_backend_that_gives_no_sign_of_life_is_given_up() {
+    static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+    // The first connection goes silent, as if its machine had gone; the second works.
+    let addr = raw(|mut wire| async move {
+        let silent = CONNECTIONS.fetch_add(1, Ordering::SeqCst) == 0;
+        wire.greet().await;
+        let (_, stream, _) = wire.frame_of(HEADERS).await;
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        wire.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &[0x88])).await;
+        wire.frame_of(GOAWAY).await;
+    })
+    .await;
+    let ping = Duration::from_millis(50);
+    let options = pool::Options { ping_interval: Some(ping), ping_timeout: ping, ..pool::Options::default() };
+    let proxy = Proxy::new(Pool::new(Io::system(), options), Drain::new());
+    let mut keyed = direct(Body::empty());
+    keyed.headers_mut().insert("idempotency-key", "1".parse().unwrap());
+    let forward = async |outbound| soon(proxy.forward(outbound, &addr.into(), None)).await;
+    let Err(Failure::NoResponse(again, _)) = forward(keyed).await else { panic!() };
+    assert_eq!(forward(*again).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn idle_shared_connections_are_closed() {
+    let addr = backend(100, |_| async { Response::new("ok".into()) }).await;
+    let options = pool::Options { idle_timeout: Duration::from_millis(100), ..pool::Options::default() };
+    let proxy = Proxy::new(Pool::new(Io::system(), options), Drain::new());
+    for _ in 0..2 {
+        let response = soon(proxy.forward(direct(Body::empty()), &addr.into(), None)).await.unwrap();
+        assert_eq!(response.into_body().collect(10).await.unwrap(), "ok");
+        assert_eq!(proxy.pool().shared(), 1);
+        eventually("it is closed", || proxy.pool().shared() == 0).await;
+    }
+}

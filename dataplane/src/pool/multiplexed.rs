@@ -169,7 +169,7 @@ impl Pool {
             return Ok(stream);
         }
         let begun = Instant::now();
-        let turn = Arc::clone(&self.0.links.lock().by_address.entry(address.clone()).or_default().turn);
+        let turn = self.turn(address);
         let _connecting = match deadline {
             None => turn.lock().await,
             Some(at) => tokio::time::timeout_at(at, turn.lock()).await.map_err(|_| {
@@ -181,12 +181,17 @@ impl Pool {
         }
         let link = Arc::new(self.connect_shared(address, deadline).await?);
         let stream = link.enter(false);
+        self.0.links.lock().by_address.entry(address.clone()).or_default().links.push(link);
+        Ok(stream)
+    }
+
+    /// What is held by who connects to `address`.
+    fn turn(&self, address: &Address) -> Arc<tokio::sync::Mutex<()>> {
         let mut links = self.0.links.lock();
-        links.by_address.entry(address.clone()).or_default().links.push(link);
         if !std::mem::replace(&mut links.sweeping, true) {
             tokio::spawn(sweep(Arc::downgrade(&self.0), self.0.options.idle_timeout));
         }
-        Ok(stream)
+        Arc::clone(&links.by_address.entry(address.clone()).or_default().turn)
     }
 
     /// The first connection with room: the last ones become idle first.
