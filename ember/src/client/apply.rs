@@ -151,7 +151,10 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut parts = Vec::new();
     for cause in error.chain() {
         let (text, last) = words(cause);
-        parts.push(text);
+        // Some errors repeat what caused them.
+        if !parts.last().is_some_and(|before: &String| before.ends_with(&text)) {
+            parts.push(text);
+        }
         if last {
             break;
         }

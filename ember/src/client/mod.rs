@@ -29,7 +29,9 @@ pub(crate) fn default_data_dir() -> PathBuf {
 pub(crate) async fn connect(kubeconfig: &Path) -> anyhow::Result<Client> {
     let file = kubeconfig.display();
     let content = Kubeconfig::read_from(kubeconfig).with_context(|| {
-        format!("cannot use {file}: is `ember up` running? (--kubeconfig names another file)")
+        format!(
+            "cannot use {file}: is `ember up` running? (--kubeconfig or EMBER_KUBECONFIG names another file)"
+        )
     })?;
     let config = kube::Config::from_custom_kubeconfig(content, &KubeConfigOptions::default())
         .await

@@ -7,5 +7,6 @@ mod input;
 mod kubectl;
 mod lifecycle;
 mod manifests;
+mod resilience;
 mod scaling;
 mod traffic;
