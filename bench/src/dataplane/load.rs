@@ -183,24 +183,30 @@ pub(super) fn drive<M>(
         errors: 0,
         last_answer: measure_from,
     };
-    let mut next_due = start;
     let interval = match plan.pace {
         Pace::Closed => {
             drive.due.extend(std::iter::repeat_n(start, plan.connections));
-            Duration::MAX
+            None
         }
         Pace::Rate(rate) => {
             let interval = Duration::from_secs(1) / rate.max(1);
             let every = TimeSpec::nanoseconds(i64::try_from(interval.as_nanos())?);
             timer.set(Expiration::Interval(every), TimerSetTimeFlags::empty())?;
-            next_due = start + interval;
-            interval
+            Some(interval)
         }
     };
+    let mut next_due = start;
     let mut before = None;
     let mut events = vec![EpollEvent::empty(); plan.connections + 1];
     let mut now = start;
     loop {
+        while let Some(interval) = interval
+            && next_due <= now
+            && next_due < drive.end
+        {
+            drive.due.push_back(next_due);
+            next_due += interval;
+        }
         drive.send_due();
         if before.is_none() && now >= measure_from {
             before = Some(meter()?);
@@ -225,10 +231,6 @@ pub(super) fn drive<M>(
             now = Instant::now();
             if event.data() == TIMER {
                 timer.wait()?;
-                while next_due <= now && next_due < drive.end {
-                    drive.due.push_back(next_due);
-                    next_due += interval;
-                }
             } else if let Ok(index) = usize::try_from(event.data()) {
                 drive.receive(index, now)?;
             }
