@@ -148,13 +148,13 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn container(probe: Value) -> Container {
+    fn container(probe: &Value) -> Container {
         serde_json::from_value(json!({"name": "side", "readinessProbe": probe})).expect("a container")
     }
 
     #[test]
     fn a_port_by_name_is_the_serving_port() {
-        let serving = container(json!({"httpGet": {"port": "http", "path": "/ready"}}));
+        let serving = container(&json!({"httpGet": {"port": "http", "path": "/ready"}}));
         let probe: Probe = serde_json::from_str(&encode_serving(&serving, 8080)).expect("a probe");
         assert_eq!(probe.http_get.map(|get| get.port), Some(IntOrString::Int(8080)));
         let mut serving = Container {
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_sidecar_has_to_name_a_port_by_number_unless_it_runs_a_command() {
         let serving = Container::default();
-        let encoded = |probe: Value| encode_all(&serving, [&container(probe)], 8080);
+        let encoded = |probe: Value| encode_all(&serving, [&container(&probe)], 8080);
         let missing = Err(PortMissing { container: "side".to_owned() });
         for probe in [json!({}), json!({"httpGet": {"port": "http"}}), json!({"grpc": {"port": 0}})] {
             assert_eq!(encoded(probe), missing);

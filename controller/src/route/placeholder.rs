@@ -231,7 +231,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn ingress(status: Value) -> Ingress {
+    fn ingress(status: &Value) -> Ingress {
         serde_json::from_value(json!({
             "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
             "metadata": {"name": "r"}, "spec": {"rules": []}, "status": status
@@ -239,12 +239,12 @@ mod tests {
         .expect("an Ingress")
     }
 
-    fn placeholder(spec: Value) -> Service {
+    fn placeholder(spec: &Value) -> Service {
         serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec})).expect("a Service")
     }
 
     fn verbs(service: &Service, endpoints: Option<&Endpoints>, status: Value) -> Vec<String> {
-        let actions = updates(&Route::default(), service, endpoints, &ingress(status));
+        let actions = updates(&Route::default(), service, endpoints, &ingress(&status));
         actions.iter().map(ToString::to_string).collect()
     }
 
@@ -252,18 +252,18 @@ mod tests {
     fn an_address_comes_before_a_name_and_an_empty_private_gateway_is_none() {
         let entry = json!({"ingress": [{"ip": "1.2.3.4", "domainInternal": "a.b", "domain": "c.d"}]});
         let status = json!({"privateLoadBalancer": {}, "publicLoadBalancer": entry});
-        let alias = placeholder(json!({"type": "ExternalName", "externalName": "x"}));
-        let (spec, subsets) = towards_gateway(&alias, &ingress(status)).expect("a gateway");
+        let alias = placeholder(&json!({"type": "ExternalName", "externalName": "x"}));
+        let (spec, subsets) = towards_gateway(&alias, &ingress(&status)).expect("a gateway");
         assert_eq!(spec.cluster_ip.as_deref(), Some(HEADLESS));
         assert_eq!(subsets.map(|subsets| subsets.len()), Some(1));
     }
 
     #[test]
     fn what_has_an_address_is_made_anew_to_become_something_else() {
-        let headless = placeholder(json!({"type": "ClusterIP", "clusterIP": "None"}));
+        let headless = placeholder(&json!({"type": "ClusterIP", "clusterIP": "None"}));
         let mesh = json!({"publicLoadBalancer": {"ingress": [{"meshOnly": true}]}});
         assert_eq!(verbs(&headless, None, mesh.clone()), ["delete Service r", "create Service r"]);
-        let assigned = placeholder(json!({"type": "ClusterIP", "clusterIP": "10.0.0.1"}));
+        let assigned = placeholder(&json!({"type": "ClusterIP", "clusterIP": "10.0.0.1"}));
         assert_eq!(verbs(&assigned, None, mesh), ["update Service r"]);
         let domain = json!({"publicLoadBalancer": {"ingress": [{"domain": "a.b"}]}});
         assert_eq!(verbs(&assigned, None, domain.clone()), ["delete Service r", "create Service r"]);
