@@ -243,8 +243,8 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec})).expect("a Service")
     }
 
-    fn verbs(service: &Service, endpoints: Option<&Endpoints>, status: Value) -> Vec<String> {
-        let actions = updates(&Route::default(), service, endpoints, &ingress(&status));
+    fn verbs(service: &Service, endpoints: Option<&Endpoints>, status: &Value) -> Vec<String> {
+        let actions = updates(&Route::default(), service, endpoints, &ingress(status));
         actions.iter().map(ToString::to_string).collect()
     }
 
@@ -262,13 +262,13 @@ mod tests {
     fn what_has_an_address_is_made_anew_to_become_something_else() {
         let headless = placeholder(&json!({"type": "ClusterIP", "clusterIP": "None"}));
         let mesh = json!({"publicLoadBalancer": {"ingress": [{"meshOnly": true}]}});
-        assert_eq!(verbs(&headless, None, mesh.clone()), ["delete Service r", "create Service r"]);
+        assert_eq!(verbs(&headless, None, &mesh), ["delete Service r", "create Service r"]);
         let assigned = placeholder(&json!({"type": "ClusterIP", "clusterIP": "10.0.0.1"}));
-        assert_eq!(verbs(&assigned, None, mesh), ["update Service r"]);
+        assert_eq!(verbs(&assigned, None, &mesh), ["update Service r"]);
         let domain = json!({"publicLoadBalancer": {"ingress": [{"domain": "a.b"}]}});
-        assert_eq!(verbs(&assigned, None, domain.clone()), ["delete Service r", "create Service r"]);
+        assert_eq!(verbs(&assigned, None, &domain), ["delete Service r", "create Service r"]);
         let endpoints = serde_json::from_value(json!({"metadata": {"name": "r"}})).expect("Endpoints");
         let gone = ["delete Service r", "create Service r", "delete Endpoints r"];
-        assert_eq!(verbs(&headless, Some(&endpoints), domain), gone);
+        assert_eq!(verbs(&headless, Some(&endpoints), &domain), gone);
     }
 }
