@@ -24,6 +24,8 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::revision::DigestResolver;
+
 /// Local copies of the kinds that the controller reads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Caches {
@@ -54,6 +56,8 @@ pub(crate) struct Context {
     pub(crate) concurrency: usize,
     /// Where the system's own objects live.
     pub(crate) system_namespace: Arc<str>,
+    /// Who knows the digests of images.
+    pub(crate) digests: Arc<dyn DigestResolver>,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -19,6 +19,8 @@ mod serverlessservice;
 mod service;
 mod tracker;
 
+use std::sync::Arc;
+
 use ember_reconcile::apply::Applier;
 use ember_reconcile::config::ConfigStore;
 use ember_reconcile::event::EventRecorder;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use context::{Caches, Configs, Context};
+pub use revision::{DigestResolver, KeepTags, Lookup};
 
 /// What the controller is told at start; everything else comes from ConfigMaps.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// How many objects of one kind are worked on at the same time; default 16.
     pub concurrency: usize,
+    /// Who knows the digests that tags of images stand for; default [`KeepTags`].
+    pub digests: Arc<dyn DigestResolver>,
 }
 
 impl Default for Config {
@@ -45,6 +50,7 @@ impl Default for Config {
             system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             concurrency: 16,
+            digests: Arc::new(KeepTags),
         }
     }
 }
@@ -82,6 +88,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         events,
         concurrency: config.concurrency.max(1),
         system_namespace: config.system_namespace.into(),
+        digests: config.digests,
         shutdown: shutdown.clone(),
     };
     // Handlers are in place before the watches start, so that none misses the first listing.

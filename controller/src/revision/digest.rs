@@ -29,11 +29,10 @@ pub(crate) enum Resolution {
 
 /// What a lookup of one image came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Lookup {
+pub enum Lookup {
     /// The image by digest; empty if it stays with its tag.
     Found(String),
     /// Under way. The resolver queues the Revision when it is done.
-    #[cfg_attr(not(test), expect(dead_code, reason = "answered by resolvers that ask over the network"))]
     Pending,
     /// Why it cannot be resolved.
     Failed(String),
@@ -43,7 +42,7 @@ pub(crate) enum Lookup {
 ///
 /// A lookup never waits: it answers from what is known, or starts a request and answers [`Lookup::Pending`]. Images
 /// that carry a digest, and those of registries whose tags are not resolved, do not come here.
-pub(crate) trait DigestResolver: Debug + Send + Sync {
+pub trait DigestResolver: Debug + Send + Sync + 'static {
     /// Looks up an image for a Revision.
     fn look_up(&self, revision: &Key, image: &str) -> Lookup;
 
@@ -55,7 +54,7 @@ pub(crate) trait DigestResolver: Debug + Send + Sync {
 /// Pods of one Revision may then run different code if the tag is moved. Images run as processes of this host have no
 /// registry to ask; a client for registries belongs to the runtime that pulls images.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct KeepTags;
+pub struct KeepTags;
 
 impl DigestResolver for KeepTags {
     fn look_up(&self, _revision: &Key, _image: &str) -> Lookup {

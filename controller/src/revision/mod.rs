@@ -31,7 +31,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::context::{Configs, Context, enqueue_changes, enqueue_controllers};
 use crate::plan::Error;
-use digest::{DigestResolver, KeepTags, Resolution};
+use digest::Resolution;
+pub use digest::{DigestResolver, KeepTags, Lookup};
 use plan::Observed;
 use system_certificate::SystemCertificate;
 
@@ -45,7 +46,7 @@ const LOOK_AT_PODS_AGAIN: Duration = Duration::from_secs(1);
 /// Starts the reconciler; it ends with the context's shutdown.
 pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     let queue = WorkQueue::new();
-    let resolver: Arc<dyn DigestResolver> = Arc::new(KeepTags);
+    let resolver = Arc::clone(&ctx.digests);
     let caches = &ctx.caches;
     enqueue_changes(&caches.revisions, &queue);
     enqueue_controllers(&caches.deployments, GROUP, KIND, &queue);

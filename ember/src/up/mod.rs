@@ -5,6 +5,7 @@
 
 mod announcer;
 mod descriptors;
+mod images;
 mod network;
 mod pod_logs;
 mod seed;
@@ -274,8 +275,11 @@ impl Instance {
             ember_autoscaler::run(autoscaler, io.clone(), client(), token),
         );
 
-        let controller =
-            ember_controller::Config { cluster_domain: CLUSTER_DOMAIN.to_owned(), ..Default::default() };
+        let controller = ember_controller::Config {
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+            digests: Arc::new(images::HostProgramsOnly),
+            ..Default::default()
+        };
         let token = stop();
         let controller =
             Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token));

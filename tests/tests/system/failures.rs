@@ -70,7 +70,19 @@ async fn a_missing_program_is_named() {
 async fn an_image_this_machine_cannot_run_is_named() {
     let ember = Ember::start().await;
     let foreign = json!({"image": "ghcr.io/knative/helloworld-go:latest"});
-    check(&ember, "foreign", &foreign, "RevisionFailed", &["ghcr.io/knative/helloworld-go:latest"]).await;
+    let parts = [
+        "failed with message: Unable to fetch image \"ghcr.io/knative/helloworld-go:latest\": ",
+        "dev.local/host",
+    ];
+    check(&ember, "foreign", &foreign, "RevisionFailed", &parts).await;
+    let path = "/apis/serving.knative.dev/v1/namespaces/default/revisions/foreign-00001";
+    let revision = api::get(&ember.client, path).await.unwrap();
+    let healthy = api::condition(&revision, "ContainerHealthy").unwrap();
+    assert_eq!(healthy["reason"], "ContainerMissing", "{revision}");
+    // By digest there is nothing to resolve: the pod itself says that it cannot be run.
+    let digest = format!("ghcr.io/knative/helloworld-go@sha256:{}", "0".repeat(64));
+    let pinned = json!({"image": digest});
+    check(&ember, "pinned", &pinned, "RevisionFailed", &[&digest]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
