@@ -156,11 +156,13 @@ mod tests {
         let process =
             Process::start("it", command, dir.path().join("out"), own.each().unwrap()[0], own).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
-        while process.pids().len() < 2 || process.cpu().unwrap() < Duration::from_millis(1) {
+        while process.pids().len() < 2
+            || process.cpu().unwrap() < Duration::from_millis(1)
+            || !process.said().contains("started")
+        {
             assert!(std::time::Instant::now() < deadline, "{}", process.said());
             std::thread::yield_now();
         }
-        assert!(process.said().contains("started"));
         assert!(process.rss_kib().unwrap() > 500);
         let pids = process.pids();
         drop(process);
