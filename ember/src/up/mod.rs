@@ -186,7 +186,7 @@ impl Instance {
         background.spawn(services.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
         background.spawn(endpoints.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
 
-        let io = Io { clock: Arc::new(SystemClock), network };
+        let io = Io { clock: Arc::new(SystemClock), network: SharedNetwork::clone(&network) as _ };
         let mut instance = Self {
             server,
             client,
@@ -199,7 +199,7 @@ impl Instance {
             last,
             _claim: claim,
         };
-        instance.start_components(block, addresses, &io, &workers)?;
+        instance.start_components(block, addresses, &io, &network, &workers)?;
         Ok(instance)
     }
 
@@ -208,6 +208,7 @@ impl Instance {
         block: Block,
         addresses: seed::Addresses,
         io: &Io,
+        network: &SharedNetwork,
         workers: &Workers,
     ) -> anyhow::Result<()> {
         let client = || self.client.clone();
@@ -254,7 +255,11 @@ impl Instance {
         node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
         node.shutdown_grace = PODS_END;
         self.server.set_pod_logs(Arc::new(pod_logs::NodeLogs(node.logs.clone())));
-        let sidecar = Arc::new(sidecar::InProcess { io: io.clone(), workers: workers.clone() });
+        let sidecar = Arc::new(sidecar::InProcess {
+            io: io.clone(),
+            network: SharedNetwork::clone(network),
+            workers: workers.clone(),
+        });
         let token = stop();
         // A pod that is to be started does not queue behind what everyone else makes of it.
         let server = self.server.clone();

@@ -47,6 +47,11 @@ impl ClusterNetwork {
         Ok(addr)
     }
 
+    /// Closes a listener that was opened and has not been handed out.
+    pub(crate) fn discard(&self, addr: SocketAddr) {
+        self.opened.lock().remove(&addr);
+    }
+
     /// `NAME.NAMESPACE.svc` and `NAME.NAMESPACE.svc.<cluster domain>` are names of Services.
     fn service_of<'h>(&self, host: &'h str) -> Option<(&'h str, &'h str)> {
         let host = host.strip_suffix('.').unwrap_or(host);

@@ -1,7 +1,7 @@
 //! The sidecar of a pod as tasks of this process: the same library, configured from the same environment, as the
 //! container on Kubernetes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ember_dataplane::io::Io;
@@ -12,6 +12,8 @@ use futures::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::network::SharedNetwork;
+
 /// How long a draining sidecar waits for stragglers: routing in this process lets go of a pod within milliseconds.
 const QUIET_PERIOD: Duration = Duration::from_millis(100);
 
@@ -21,6 +23,7 @@ const APP_ABSENCE: Duration = Duration::from_secs(12);
 /// Starts sidecars on the request workers, one worker each.
 pub(crate) struct InProcess {
     pub(crate) io: Io,
+    pub(crate) network: SharedNetwork,
     pub(crate) workers: Workers,
 }
 
@@ -31,6 +34,10 @@ impl Sidecar for InProcess {
         config.app_host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         config.drain_quiet_period = QUIET_PERIOD;
         config.app_absence = APP_ABSENCE;
+        // Open before anyone is told of the pod: a probe that comes first waits in the backlog and is not refused.
+        let data = SocketAddr::new(spec.pod_ip, config.serving_port);
+        self.network.open(data).map_err(|error| format!("cannot listen on {data}: {error}"))?;
+        let network = SharedNetwork::clone(&self.network);
         let (ready, readiness) = watch::channel(false);
         let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
         let (end, ended) = oneshot::channel();
@@ -40,6 +47,8 @@ impl Sidecar for InProcess {
                 () = killed.cancelled() => Ok(()),
                 result = ember_queue_proxy::run(config, io, ready, draining) => result.map_err(|e| e.to_string()),
             };
+            // Still there if it ended before it came to listen.
+            network.discard(data);
             // Nobody may be waiting any more.
             let _ = end.send(result);
         });
