@@ -16,6 +16,10 @@ pub struct Config {
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
     pub pod_ip: String,
+    /// Namespace of the ConfigMaps. `knative-serving`.
+    pub system_namespace: String,
+    /// Name of the ConfigMap on observability. `config-observability`.
+    pub observability_name: String,
     /// The autoscaler's host and port.
     pub autoscaler: (String, u16),
     /// Last labels of in-cluster host names. `cluster.local`.
@@ -52,6 +56,8 @@ impl Default for Config {
             ports: vec![port::HTTP1, port::HTTP2],
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
+            system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
+            observability_name: ember_api::configmaps::observability::NAME.to_owned(),
             autoscaler: ("autoscaler.knative-serving.svc.cluster.local".to_owned(), 8080),
             cluster_domain: "cluster.local".to_owned(),
             queue_depth: 10_000,

@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
@@ -191,8 +191,14 @@ impl World {
         let data = tempfile::tempdir().unwrap();
         let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
         let client = server.client();
-        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "ns"}})).unwrap();
-        Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        for name in ["ns", "knative-serving"] {
+            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+            Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        }
+        let network: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": "config-network"}})).unwrap();
+        let maps = Api::namespaced(client.clone(), "knative-serving");
+        maps.create(&PostParams::default(), &network).await.unwrap();
         spec["containers"] = json!([{"name": "user-container", "image": "dev.local/host"}]);
         create_revision(&client, &spec).await;
 
