@@ -63,7 +63,7 @@ pub struct Options {
     pub max_connections: usize,
     /// How long an HTTP/1 connection is idle before it gives up its buffers, up to twice that. 100 ms.
     pub park_after: Duration,
-    /// With more connections than this they give them up at once. 128.
+    /// With more connections than this they give them up at once. 256.
     pub warm_connections: usize,
     /// Exchanges at a time on an HTTP/2 connection. 250.
     pub max_streams: u32,
@@ -88,7 +88,7 @@ impl Default for Options {
             max_headers: 100,
             max_connections: 65_536,
             park_after: Duration::from_millis(100),
-            warm_connections: 128,
+            warm_connections: 256,
             max_streams: 250,
             stream_window: 256 << 10,
             ping_interval: Duration::from_secs(60),
