@@ -1,5 +1,4 @@
 //! What the sidecar tells about requests, over real sockets. What is pushed is in `otlp.rs`.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod pod;
 
