@@ -224,7 +224,8 @@ impl Observation {
         let Some(active) = &mut self.0 else { return };
         active.status = Some(response.status().as_u16());
         let body = response.body_mut();
-        if !body.is_end_stream() {
+        // What is upgraded has no body, but bytes.
+        if !body.is_end_stream() || active.status == Some(StatusCode::SWITCHING_PROTOCOLS.as_u16()) {
             active.sent = Some(body.count());
         }
         body.attach(self);

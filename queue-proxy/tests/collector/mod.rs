@@ -227,9 +227,12 @@ pub(crate) struct Point {
     pub(crate) attributes: Vec<String>,
 }
 
+/// Path and message.
+type Received = (String, Vec<u8>);
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Collector {
-    received: Arc<Mutex<Vec<(String, HeaderMap, Vec<u8>)>>>,
+    received: Arc<Mutex<Vec<Received>>>,
 }
 
 impl Collector {
@@ -259,7 +262,7 @@ impl Collector {
         let grpc = parts.headers["content-type"] == "application/grpc";
         // Of a gRPC message the first bytes say that it is not compressed, and how long it is.
         let message = if grpc { message[5..].to_vec() } else { message };
-        self.received.lock().push((parts.uri.path().to_owned(), parts.headers, message));
+        self.received.lock().push((parts.uri.path().to_owned(), message));
         if !grpc {
             let mut response = Response::new(Body::empty());
             response.headers_mut().insert("content-type", HeaderValue::from_static("application/x-protobuf"));
@@ -277,16 +280,12 @@ impl Collector {
     /// Messages and the paths they came to.
     fn messages(&self, what: &str) -> Vec<Vec<u8>> {
         let received = self.received.lock();
-        received
-            .iter()
-            .filter(|(path, ..)| path.contains(what))
-            .map(|(.., message)| message.clone())
-            .collect()
+        received.iter().filter(|(path, _)| path.contains(what)).map(|(_, message)| message.clone()).collect()
     }
 
     /// Where something was sent to.
     pub(crate) fn paths(&self) -> Vec<String> {
-        self.received.lock().iter().map(|(path, ..)| path.clone()).collect()
+        self.received.lock().iter().map(|(path, _)| path.clone()).collect()
     }
 
     pub(crate) fn spans(&self) -> Vec<Seen> {
