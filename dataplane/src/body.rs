@@ -169,7 +169,9 @@ impl Body {
     }
 
     pub(crate) fn upgraded(tunnel: Arc<Tunnel>) -> Self {
-        Kind::Upgraded(tunnel).into()
+        // What counts is what the stream brings the client.
+        let count = Some(tunnel.count());
+        Self { count, ..Kind::Upgraded(tunnel).into() }
     }
 
     /// Holds the body back until `agreed` resolves either way, at most for the customary second.
