@@ -360,6 +360,8 @@ async fn http1<H: Handler>(stream: ServerStream, conn: Arc<Conn>, handler: Arc<H
 
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
+    // Of the request before.
+    conn.cut_writes_at(None);
     let multiplexed = request.version() == Version::HTTP_2;
     let busy = Busy(Arc::clone(conn));
     let mut request = request.map(|body| Body::received(body, conn));
