@@ -1,10 +1,11 @@
 //! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.
 //!
 //! It runs as tasks of the runtime that calls [`run`]; many sidecars may share one. Environment in, contract ports
-//! out: data on 8012 or 8013, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
+//! out: data on 8012 or 8013, and on 8112 where there is a certificate, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
 //! where the cluster asks for it.
 
 mod admin;
+pub mod certificate;
 pub mod config;
 mod forwarded;
 pub mod observability;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, ConfigError};
 
 use admin::Admin;
+use certificate::Certificate;
 use observability::MetricsProtocol;
 use readiness::Readiness;
 use reporter::{Reporter, StatEndpoint};
@@ -60,6 +62,9 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// There is a certificate, but no serving with it.
+    #[error(transparent)]
+    Certificate(#[from] certificate::Error),
     /// The concurrency limit makes no breaker.
     #[error(transparent)]
     Breaker(#[from] InvalidBreaker),
@@ -81,7 +86,7 @@ impl Drop for AbortOnDrop {
 /// app answers. Dropping the future cuts everything off.
 ///
 /// # Errors
-/// A port that cannot be listened on.
+/// A port that cannot be listened on, a certificate that cannot be used.
 pub async fn run(
     config: Config,
     io: Io,
@@ -99,6 +104,14 @@ pub async fn run(
     let data_listener = listen(config.bind, config.serving_port).await?;
     let admin_listener = listen(config.bind, config.admin_port).await?;
     let stat_listener = listen(config.bind, config.stat_port).await?;
+    let certificate = match &config.certificate_directory {
+        Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
+        None => None,
+    };
+    let tls = match certificate {
+        Some(certificate) => Some((listen(config.bind, config.serving_tls_port).await?, certificate)),
+        None => None,
+    };
     let observability = &config.observability;
     let prometheus = match observability.request_metrics {
         MetricsProtocol::Prometheus => {
@@ -121,11 +134,11 @@ pub async fn run(
     if let Some(listener) = prometheus {
         let mut registry = Registry::default();
         metrics = Some(Arc::new(RequestMetrics::new(&mut registry, breaker.is_some())));
-        serve(listener, &workers, &options, &side, Exposition::new(Arc::new(registry)));
+        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::new(registry))));
     }
     let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
     let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
-    let handler = Data {
+    let handler = Arc::new(Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
         app: Address::from((config.app_host, config.user_port)),
         protocol: Protocol::of_data_port(config.serving_port),
@@ -136,16 +149,22 @@ pub async fn run(
         metrics,
         readiness: prober.clone(),
         quiet: quiet.clone(),
-    };
+    });
     let admin = Admin {
         quiet: quiet.clone(),
         shutdown: shutdown.clone(),
         drained: drained.clone(),
         reset_after: config.drain_reset_after,
     };
-    serve(data_listener, &workers, &options, &data, handler);
-    serve(admin_listener, &workers, &options, &side, admin);
-    serve(stat_listener, &workers, &options, &side, StatEndpoint(Arc::clone(&reporter)));
+    serve(data_listener, &workers, &options, &data, Arc::clone(&handler));
+    if let Some((listener, certificate)) = tls {
+        let options = Options { tls: Some(certificate.server()), ..options.clone() };
+        serve(listener, &workers, &options, &data, handler);
+        let watching = certificate.watch(config.certificate_period);
+        side.tasks().spawn(side.stopped().clone().run_until_cancelled_owned(watching));
+    }
+    serve(admin_listener, &workers, &options, &side, Arc::new(admin));
+    serve(stat_listener, &workers, &options, &side, Arc::new(StatEndpoint(Arc::clone(&reporter))));
     let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
     side.tasks().spawn(ticking);
     let revision = format!("{}/{}", config.namespace, config.revision);
@@ -200,9 +219,14 @@ async fn listen(io: &Io, ip: IpAddr, port: u16) -> Result<Listener, Error> {
     }
 }
 
-fn serve<H: Handler>(listener: Listener, workers: &Workers, options: &Options, drain: &Drain, handler: H) {
+fn serve<H: Handler>(
+    listener: Listener,
+    workers: &Workers,
+    options: &Options,
+    drain: &Drain,
+    handler: Arc<H>,
+) {
     let (workers, options, drain) = (workers.clone(), options.clone(), drain.clone());
-    let handler = Arc::new(handler);
     let tasks = drain.tasks().clone();
     tasks.spawn(async move {
         server::serve(listener, &workers, &options, &drain, |_| Arc::clone(&handler)).await;
