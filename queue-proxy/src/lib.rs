@@ -99,19 +99,19 @@ pub async fn run(
     let workers = Workers::current();
     let options = Options::default();
 
-    // Everything is listened on before anything is served: a sidecar runs whole or not at all.
-    let listen = async |ip, port| listen(&io, ip, port).await;
-    let data_listener = listen(config.bind, config.serving_port).await?;
-    let admin_listener = listen(config.bind, config.admin_port).await?;
-    let stat_listener = listen(config.bind, config.stat_port).await?;
     let certificate = match &config.certificate_directory {
         Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
         None => None,
     };
+    // Everything is listened on before anything is served: a sidecar runs whole or not at all.
+    let listen = async |ip, port| listen(&io, ip, port).await;
+    let data_listener = listen(config.bind, config.serving_port).await?;
     let tls = match certificate {
         Some(certificate) => Some((listen(config.bind, config.serving_tls_port).await?, certificate)),
         None => None,
     };
+    let admin_listener = listen(config.bind, config.admin_port).await?;
+    let stat_listener = listen(config.bind, config.stat_port).await?;
     let observability = &config.observability;
     let prometheus = match observability.request_metrics {
         MetricsProtocol::Prometheus => {
