@@ -23,6 +23,8 @@ use crate::settings::Settings;
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
 const ACTIVATOR: HeaderValue = HeaderValue::from_static("activator");
+/// Where the kubelet asks whether the process lives; on any other path whether it is ready.
+const LIVENESS_PATH: &str = "/livez";
 /// How often a request is repeated that a pod may have seen.
 const MOST_REPEATS: u32 = 3;
 
@@ -97,9 +99,13 @@ impl Handler for Activation {
 impl Activation {
     /// Answers what concerns the activator itself.
     fn probe(&self, request: &mut Request<Body>) -> Option<Response<Body>> {
+        let is_liveness = request.uri().path() == LIVENESS_PATH;
         let headers = request.headers_mut();
         if probe::is_kubelet_probe(headers) {
-            return Some(if self.shared.terminating.is_cancelled() {
+            return Some(if is_liveness {
+                // To restart it because the autoscaler is away, or while it drains, would only lose requests.
+                ember_dataplane::error::status(StatusCode::OK)
+            } else if self.shared.terminating.is_cancelled() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "received SIGTERM from kubelet")
             } else if !self.shared.outbox.is_connected() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "connection has not yet been established")

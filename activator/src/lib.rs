@@ -136,8 +136,14 @@ async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) 
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
             server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
-                let options =
-                    pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
+                // A connection stays on its worker: the limits are shared out.
+                let share = |all: usize| all.div_ceil(workers.len());
+                let options = pool::Options {
+                    max_idle: share(shared.config.max_idle_connections),
+                    max_idle_per_address: share(shared.config.max_idle_connections_per_pod),
+                    ping_interval: Some(PING_INTERVAL),
+                    ..pool::Options::default()
+                };
                 let pool = Pool::new(io.clone(), options);
                 Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone()))
             })
