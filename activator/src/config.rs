@@ -226,9 +226,9 @@ fn cluster_domain(resolv_conf: &str) -> Option<&str> {
         .map(str::split_ascii_whitespace)
         .filter_map(|mut words| (words.next() == Some("search")).then_some(words))
         .flatten()
-        .find_map(|entry| entry.strip_prefix("svc."))
+        .filter_map(|entry| entry.strip_prefix("svc."))
         .map(|domain| domain.trim_end_matches('.'))
-        .filter(|domain| !domain.is_empty())
+        .find(|domain| !domain.is_empty())
 }
 
 #[cfg(test)]
