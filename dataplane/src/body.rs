@@ -335,6 +335,8 @@ impl http_body::Body for Body {
             },
         };
         let text = limit.text;
+        // What is still to be written is held to the end of the whole request all the same.
+        limit.conn = None;
         let unknown_length = this.kind_size().exact().is_none();
         tracing::debug!("{expired}");
         if let (Some(count), true) = (&this.count, unknown_length) {

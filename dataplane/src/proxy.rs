@@ -191,6 +191,14 @@ impl From<Failure> for ProxyError {
     }
 }
 
+/// No connection. Somebody else than who was asked for would be there the next time, too.
+fn unconnected(outbound: Outbound, error: ProxyError) -> Failure {
+    match error {
+        ProxyError::Tls(_) => Failure::Final(error),
+        _ => Failure::Unsent(Box::new(outbound), error),
+    }
+}
+
 /// Forwards requests over one worker's pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Proxy {
@@ -245,7 +253,7 @@ impl Proxy {
         }
         match self.pool.connect(address, connect_by).await {
             Ok(lease) => self.exchange(outbound, lease).await,
-            Err(error) => Err(Failure::Unsent(Box::new(outbound), error)),
+            Err(error) => Err(unconnected(outbound, error)),
         }
     }
 

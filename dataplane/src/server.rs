@@ -25,6 +25,7 @@ use crate::body::Body;
 use crate::drain::Drain;
 use crate::error::{http_error, status};
 use crate::io::{Listener, Stream};
+use crate::tls;
 use crate::worker::Workers;
 
 /// Answers requests. Implemented for closures `Fn(Request<Body>, Arc<Conn>) -> impl Future<Output = Response<Body>>`.
@@ -71,6 +72,10 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long it may take to give one. 20 s.
     pub ping_timeout: Duration,
+    /// Connections speak TLS. Off.
+    pub tls: Option<tls::Server>,
+    /// How long a TLS handshake may take. 10 s.
+    pub handshake_timeout: Duration,
 }
 
 impl Default for Options {
@@ -84,6 +89,8 @@ impl Default for Options {
             stream_window: 256 << 10,
             ping_interval: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
+            tls: None,
+            handshake_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -214,6 +221,7 @@ pub async fn serve<H: Handler>(
     drain: &Drain,
     mut handler: impl FnMut(usize) -> Arc<H>,
 ) {
+    let options = Arc::new(options.clone());
     let handlers: Vec<Arc<H>> = (0..workers.len()).map(&mut handler).collect();
     let places = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
     loop {
@@ -250,7 +258,7 @@ pub async fn serve<H: Handler>(
         };
         let handler = Arc::clone(&handlers[worker]);
         let conn = Arc::new(Conn::new(peer, worker, drain.clone()));
-        let options = options.clone();
+        let options = Arc::clone(&options);
         // Counted here and not on the worker, so that a drain cannot slip in between.
         let token = drain.tasks().token();
         workers.spawn(worker, move || async move {
@@ -271,8 +279,16 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     ) || error.kind() == io::ErrorKind::InvalidInput
 }
 
-/// Serves one connection to its end, HTTP/1 or HTTP/2, as its first bytes say.
+/// Serves one connection to its end, HTTP/1 or HTTP/2, as its first bytes say, over TLS or in clear text.
 pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
+    let stream = match &options.tls {
+        None => stream,
+        // Boxed: a connection in clear text is not to carry its size.
+        Some(server) => match Box::pin(shake_hands(server, stream, &conn, options)).await {
+            Some(stream) => stream,
+            None => return,
+        },
+    };
     let mut stream = ServerStream {
         inner: stream,
         seen: Bytes::new(),
@@ -292,6 +308,22 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
         Ok(true) => Box::pin(h2c::serve(stream, conn, handler, options)).await,
         Err(error) => tracing::debug!(%error, peer = %conn.peer, "connection ended"),
     }
+}
+
+/// What is said over TLS; `None` when there is nobody to talk to.
+async fn shake_hands(server: &tls::Server, stream: Stream, conn: &Conn, options: &Options) -> Option<Stream> {
+    let accepted = tokio::select! {
+        biased;
+        accepted = tokio::time::timeout(options.handshake_timeout, server.accept(stream)) => accepted,
+        () = conn.drain.stopped().cancelled() => return None,
+    };
+    let error = match accepted {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => error,
+        Err(_) => io::ErrorKind::TimedOut.into(),
+    };
+    tracing::debug!(%error, peer = %conn.peer, "no TLS handshake");
+    None
 }
 
 async fn http1<H: Handler>(stream: ServerStream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
@@ -328,6 +360,8 @@ async fn http1<H: Handler>(stream: ServerStream, conn: Arc<Conn>, handler: Arc<H
 
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
+    // Of the request before.
+    conn.cut_writes_at(None);
     let multiplexed = request.version() == Version::HTTP_2;
     let busy = Busy(Arc::clone(conn));
     let mut request = request.map(|body| Body::received(body, conn));
@@ -451,7 +485,12 @@ impl AsyncWrite for ServerStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_flush(cx) {
+            // TLS keeps what the client does not take.
+            Poll::Pending => this.poll_cut(cx).map(Err),
+            ready => ready,
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

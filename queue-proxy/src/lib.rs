@@ -1,10 +1,11 @@
 //! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.
 //!
 //! It runs as tasks of the runtime that calls [`run`]; many sidecars may share one. Environment in, contract ports
-//! out: data on 8012 or 8013, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
-//! where the cluster asks for it.
+//! out: data on 8012 or 8013, and on 8112 where there is a certificate, `/wait-for-drain` on 8022, statistics for the
+//! autoscaler on 9090, Prometheus on 9091 where the cluster asks for it.
 
 mod admin;
+pub mod certificate;
 pub mod config;
 mod forwarded;
 pub mod observability;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, ConfigError};
 
 use admin::Admin;
+use certificate::Certificate;
 use observability::MetricsProtocol;
 use observation::Observer;
 use readiness::Readiness;
@@ -62,6 +64,9 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// There is a certificate, but no serving with it.
+    #[error(transparent)]
+    Certificate(#[from] certificate::Error),
     /// The concurrency limit makes no breaker.
     #[error(transparent)]
     Breaker(#[from] InvalidBreaker),
@@ -83,7 +88,7 @@ impl Drop for AbortOnDrop {
 /// app answers. Dropping the future cuts everything off.
 ///
 /// # Errors
-/// A port that cannot be listened on.
+/// A port that cannot be listened on, a certificate that cannot be used.
 pub async fn run(
     config: Config,
     io: Io,
@@ -96,9 +101,17 @@ pub async fn run(
     let workers = Workers::current();
     let options = Options::default();
 
+    let certificate = match &config.certificate_directory {
+        Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
+        None => None,
+    };
     // Everything is listened on before anything is served: a sidecar runs whole or not at all.
     let listen = async |ip, port| listen(&io, ip, port).await;
     let data_listener = listen(config.bind, config.serving_port).await?;
+    let tls = match certificate {
+        Some(certificate) => Some((listen(config.bind, config.serving_tls_port).await?, certificate)),
+        None => None,
+    };
     let admin_listener = listen(config.bind, config.admin_port).await?;
     let stat_listener = listen(config.bind, config.stat_port).await?;
     let observability = &config.observability;
@@ -124,11 +137,11 @@ pub async fn run(
     let observer = Observer::start(observability, &app, protocol, breaker.is_some());
     let flush = observer.finish();
     if let (Some(listener), Some(metrics)) = (prometheus, observer.metrics()) {
-        serve(listener, &workers, &options, &side, Exposition::new(Arc::clone(metrics)));
+        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::clone(metrics))));
     }
     let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
     let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
-    let handler = Data {
+    let handler = Arc::new(Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
         app,
         protocol,
@@ -139,16 +152,22 @@ pub async fn run(
         observer,
         readiness: prober.clone(),
         quiet: quiet.clone(),
-    };
+    });
     let admin = Admin {
         quiet: quiet.clone(),
         shutdown: shutdown.clone(),
         drained: drained.clone(),
         reset_after: config.drain_reset_after,
     };
-    serve(data_listener, &workers, &options, &data, handler);
-    serve(admin_listener, &workers, &options, &side, admin);
-    serve(stat_listener, &workers, &options, &side, StatEndpoint(Arc::clone(&reporter)));
+    serve(data_listener, &workers, &options, &data, Arc::clone(&handler));
+    if let Some((listener, certificate)) = tls {
+        let options = Options { tls: Some(certificate.server()), ..options.clone() };
+        serve(listener, &workers, &options, &data, handler);
+        let watching = certificate.watch(config.certificate_period);
+        side.tasks().spawn(side.stopped().clone().run_until_cancelled_owned(watching));
+    }
+    serve(admin_listener, &workers, &options, &side, Arc::new(admin));
+    serve(stat_listener, &workers, &options, &side, Arc::new(StatEndpoint(Arc::clone(&reporter))));
     let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
     side.tasks().spawn(ticking);
     let revision = format!("{}/{}", config.namespace, config.revision);
@@ -204,9 +223,14 @@ async fn listen(io: &Io, ip: IpAddr, port: u16) -> Result<Listener, Error> {
     }
 }
 
-fn serve<H: Handler>(listener: Listener, workers: &Workers, options: &Options, drain: &Drain, handler: H) {
+fn serve<H: Handler>(
+    listener: Listener,
+    workers: &Workers,
+    options: &Options,
+    drain: &Drain,
+    handler: Arc<H>,
+) {
     let (workers, options, drain) = (workers.clone(), options.clone(), drain.clone());
-    let handler = Arc::new(handler);
     let tasks = drain.tasks().clone();
     tasks.spawn(async move {
         server::serve(listener, &workers, &options, &drain, |_| Arc::clone(&handler)).await;

@@ -304,6 +304,7 @@ fn error_type(error: &ProxyError) -> &'static str {
         ProxyError::NoResponse(_) => "no_response",
         ProxyError::Broken(_) => "broken",
         ProxyError::UpgradeMismatch { .. } => "upgrade_mismatch",
+        ProxyError::Tls(_) => "tls",
         ProxyError::Connected => "unsupported",
         ProxyError::QueueFull => "queue_full",
         ProxyError::QueueTimeout | ProxyError::Expired(_) => "timeout",
