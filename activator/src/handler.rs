@@ -17,12 +17,16 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::dispatcher::Refused;
 use crate::link::Outbox;
+use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const ACTIVATOR: HeaderValue = HeaderValue::from_static("activator");
+/// Where the kubelet asks whether the process lives; on any other path whether it is ready.
+const LIVENESS_PATH: &str = "/livez";
 /// How often a request is repeated that a pod may have seen.
 const MOST_REPEATS: u32 = 3;
 
@@ -59,7 +63,7 @@ struct Reported {
 impl Reported {
     fn enter(revision: &Arc<RevisionState>, outbox: &Arc<Outbox>) -> Self {
         if revision.reporter.enter(outbox.now()) {
-            outbox.wake(&revision.key);
+            outbox.wake(revision);
         }
         Self { revision: Arc::clone(revision), outbox: Arc::clone(outbox) }
     }
@@ -97,9 +101,13 @@ impl Handler for Activation {
 impl Activation {
     /// Answers what concerns the activator itself.
     fn probe(&self, request: &mut Request<Body>) -> Option<Response<Body>> {
+        let is_liveness = request.uri().path() == LIVENESS_PATH;
         let headers = request.headers_mut();
         if probe::is_kubelet_probe(headers) {
-            return Some(if self.shared.terminating.is_cancelled() {
+            return Some(if is_liveness {
+                // To restart it because the autoscaler is away, or while it drains, would only lose requests.
+                ember_dataplane::error::status(StatusCode::OK)
+            } else if self.shared.terminating.is_cancelled() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "received SIGTERM from kubelet")
             } else if !self.shared.outbox.is_connected() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "connection has not yet been established")
@@ -173,22 +181,37 @@ impl Activation {
             Err(error) => return respond(&error),
         };
         outbound.set_protocol(revision.protocol);
+        let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
+        let mut server_timing = None;
         loop {
-            let grant = match revision.dispatcher.acquire(again).await {
+            let queued = Queued::enter(&revision.metrics);
+            let acquired = revision.dispatcher.acquire(again).await;
+            drop(queued);
+            let grant = match acquired {
                 Ok(grant) => grant,
                 Err(Refused::QueueFull) => {
                     return http_error(StatusCode::SERVICE_UNAVAILABLE, &Refused::QueueFull.to_string());
                 }
                 Err(Refused::Closed) => return not_found(&revision.key.name),
             };
+            let active = Active::enter(revision);
             tracing::debug!(target: "ember::coldstart", phase = "forwarded", revision = %revision.key);
+            if grant.is_cold() && !again {
+                let phases = revision.cold_start(queued_at);
+                if self.shared.settings.load().observability.activator_server_timing {
+                    server_timing = HeaderValue::from_str(&phases.server_timing()).ok();
+                }
+            }
             // Each pod is a backend of its own: its address is the Host.
             outbound.headers_mut().remove(http::header::HOST);
             let connect_by = Instant::now() + self.shared.config.connect_timeout;
             match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
                 Ok(mut response) => {
-                    response.body_mut().attach((grant, reported));
+                    if let Some(value) = server_timing {
+                        response.headers_mut().append(SERVER_TIMING, value);
+                    }
+                    response.body_mut().attach((grant, active, reported));
                     return response;
                 }
                 Err(failure) => {

@@ -2,10 +2,13 @@
 //! a revision's pods.
 
 pub mod assignment;
+pub mod clock;
+pub mod coldstart;
 pub mod config;
 pub mod dispatcher;
 mod handler;
 pub mod link;
+mod metrics;
 pub mod pod_set;
 pub mod registry;
 pub mod reporter;
@@ -28,6 +31,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use clock::Clock;
 pub use config::Config;
 use handler::{Activation, Shared};
 use link::Outbox;
@@ -75,6 +79,7 @@ pub async fn run(
     let control = CancellationToken::new();
     let tasks = TaskTracker::new();
     let drain = Drain::new();
+    let clock = Clock::start();
     let settings = Settings::new();
     tasks.spawn(settings.run(
         client.clone(),
@@ -90,9 +95,17 @@ pub async fn run(
         timeout: config.probe_timeout,
         first_pause: config.probe_first_pause,
         longest_pause: config.probe_longest_pause,
+        clock,
     };
     let registry = Registry::new(config.clone(), prober);
-    let outbox = Outbox::new(&config.pod_name);
+    let outbox = Outbox::new(&config.pod_name, clock);
+    tasks.spawn(metrics::serve(
+        config.clone(),
+        io.clone(),
+        settings.clone(),
+        metrics::families(&registry, &outbox),
+        control.clone(),
+    ));
     tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
     tasks.spawn(link::run(
         config.clone(),
@@ -136,8 +149,14 @@ async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) 
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
             server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
-                let options =
-                    pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
+                // A connection stays on its worker: the limits are shared out.
+                let share = |all: usize| all.div_ceil(workers.len());
+                let options = pool::Options {
+                    max_idle: share(shared.config.max_idle_connections),
+                    max_idle_per_address: share(shared.config.max_idle_connections_per_pod),
+                    ping_interval: Some(PING_INTERVAL),
+                    ..pool::Options::default()
+                };
                 let pool = Pool::new(io.clone(), options);
                 Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone()))
             })

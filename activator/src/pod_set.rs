@@ -96,6 +96,12 @@ impl PodSet {
         }
     }
 
+    /// Whether there are no pods.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+
     /// The pods that may be used, in order.
     #[must_use]
     pub fn usable(&self) -> Vec<Address> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -21,15 +22,25 @@ use crate::revision::{Prober, RevisionState, ready_ips};
 /// By namespace, then name.
 type Revisions = HashMap<String, HashMap<String, Arc<RevisionState>>>;
 
+/// A change copies one of so many parts of the whole.
+const SHARDS: usize = 256;
+
+/// An immutable snapshot of some of the revisions, and the right to replace it.
+#[derive(Default)]
+struct Shard {
+    snapshot: ArcSwap<Revisions>,
+    /// One writer at a time.
+    writing: Mutex<()>,
+}
+
 /// The known revisions.
 pub struct Registry {
     config: Config,
     prober: Prober,
     revisions: Cache<Revision>,
     endpoints: Cache<Endpoints>,
-    snapshot: ArcSwap<Revisions>,
-    /// One writer at a time.
-    writing: Mutex<()>,
+    shards: Box<[Shard]>,
+    hasher: RandomState,
 }
 
 impl fmt::Debug for Registry {
@@ -45,20 +56,31 @@ impl Registry {
             prober,
             revisions: Cache::new(),
             endpoints: Cache::new(),
-            snapshot: ArcSwap::default(),
-            writing: Mutex::new(()),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            hasher: RandomState::new(),
         })
     }
 
     /// The revision of that name.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RevisionState>> {
-        self.snapshot.load().get(namespace)?.get(name).cloned()
+        self.shard(namespace, name).snapshot.load().get(namespace)?.get(name).cloned()
+    }
+
+    fn shard(&self, namespace: &str, name: &str) -> &Shard {
+        // The remainder is below the number of shards.
+        #[expect(clippy::cast_possible_truncation, reason = "only spreads")]
+        let hash = self.hasher.hash_one((namespace, name)) as usize;
+        &self.shards[hash % SHARDS]
     }
 
     /// All revisions.
     pub(crate) fn all(&self) -> Vec<Arc<RevisionState>> {
-        self.snapshot.load().values().flat_map(|names| names.values().cloned()).collect()
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(shard.snapshot.load().values().flat_map(|names| names.values().cloned()));
+        }
+        all
     }
 
     /// Waits until the first listings are in.
@@ -123,7 +145,7 @@ impl Registry {
             return;
         }
         let state = Arc::new(RevisionState::new(revision, &self.config, self.prober.clone()));
-        self.edit(|revisions| {
+        self.shard(&key.namespace, &key.name).edit(|revisions| {
             revisions.entry(key.namespace.clone()).or_default().insert(key.name.clone(), Arc::clone(&state));
         });
         if let Some(known) = known {
@@ -144,7 +166,7 @@ impl Registry {
         if known.uid != revision.metadata.uid.as_deref().unwrap_or_default() {
             return;
         }
-        self.edit(|revisions| {
+        self.shard(&key.namespace, &key.name).edit(|revisions| {
             if let Some(names) = revisions.get_mut(&key.namespace) {
                 names.remove(&key.name);
                 if names.is_empty() {
@@ -154,7 +176,9 @@ impl Registry {
         });
         known.close();
     }
+}
 
+impl Shard {
     fn edit(&self, change: impl FnOnce(&mut Revisions)) {
         let _one_at_a_time = self.writing.lock();
         let mut next = Revisions::clone(&self.snapshot.load());

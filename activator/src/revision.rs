@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ember_api::labels;
 use ember_api::serving::v1::Revision;
 use ember_dataplane::address::Address;
 use ember_dataplane::probe;
@@ -12,14 +13,18 @@ use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
 use ember_reconcile::cache::Key;
 use k8s_openapi::api::core::v1::Endpoints;
+use kube::ResourceExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::assignment::{Position, assigned};
+use crate::clock::Clock;
+use crate::coldstart::{Phases, Progress};
 use crate::config::Config;
 use crate::dispatcher::Dispatcher;
+use crate::metrics::RevisionMetrics;
 use crate::pod_set::PodSet;
 use crate::reporter::Reporter;
 
@@ -33,6 +38,7 @@ pub(crate) struct Prober {
     pub(crate) timeout: Duration,
     pub(crate) first_pause: Duration,
     pub(crate) longest_pause: Duration,
+    pub(crate) clock: Clock,
 }
 
 #[derive(Debug)]
@@ -51,6 +57,10 @@ pub struct RevisionState {
     pub key: Key,
     /// The uid it was made for.
     pub uid: String,
+    /// The Service it belongs to, or empty.
+    pub service: String,
+    /// The Configuration it belongs to, or empty.
+    pub configuration: String,
     /// The revision's timeouts; they run while a request waits, too.
     pub timeouts: Timeouts,
     /// The queue in front of the pods.
@@ -61,6 +71,8 @@ pub struct RevisionState {
     pub port_name: &'static str,
     /// What its pods speak.
     pub protocol: Protocol,
+    pub(crate) metrics: RevisionMetrics,
+    progress: Mutex<Progress>,
     pods: Mutex<Pods>,
     prober: Prober,
 }
@@ -68,15 +80,20 @@ pub struct RevisionState {
 impl RevisionState {
     pub(crate) fn new(revision: &Revision, config: &Config, prober: Prober) -> Self {
         let spec = &revision.spec;
+        let label = |name: &str| revision.labels().get(name).cloned().unwrap_or_default();
         let limit = u32::try_from(spec.container_concurrency.unwrap_or(0)).unwrap_or(0);
         Self {
             key: Key::of(revision),
             uid: revision.metadata.uid.clone().unwrap_or_default(),
+            service: label(labels::SERVICE),
+            configuration: label(labels::CONFIGURATION),
             timeouts: timeouts(revision),
             dispatcher: Dispatcher::new(limit, config.queue_depth),
             reporter: Reporter::default(),
             port_name: port_name(revision),
             protocol: Protocol::of_service_port(Some(port_name(revision)), None),
+            metrics: RevisionMetrics::default(),
+            progress: Mutex::default(),
             pods: Mutex::new(Pods {
                 set: PodSet::new(usable_before_ready(revision)),
                 probes: HashMap::new(),
@@ -139,8 +156,21 @@ impl RevisionState {
         self.dispatcher.close();
     }
 
+    /// The autoscaler was told that there is a request.
+    pub(crate) fn reported(&self) {
+        self.progress.lock().reported(self.prober.clock.now());
+    }
+
+    /// Accounts for a request that found no usable pod at `queued` and has a place now.
+    pub(crate) fn cold_start(&self, queued: u64) -> Phases {
+        let phases = self.progress.lock().phases(queued, self.prober.clock.now());
+        self.metrics.observe(&phases);
+        phases
+    }
+
     fn publish(&self, pods: &Pods) {
         let usable = pods.set.usable();
+        self.progress.lock().pods(!pods.set.is_empty(), !usable.is_empty(), self.prober.clock.now());
         // Without a limit there are no places to share out.
         let position = pods.position.filter(|_| self.dispatcher.limit() > 0);
         self.dispatcher.set_pods(&assigned(&usable, position));

@@ -368,6 +368,8 @@ async fn shake_hands(server: &tls::Server, stream: Stream, conn: &Conn, options:
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
     conn.served.fetch_add(1, Ordering::Relaxed);
+    // Of the request before.
+    conn.cut_writes_at(None);
     let multiplexed = request.version() == Version::HTTP_2;
     let busy = Busy(Arc::clone(conn));
     let mut request = request.map(|body| Body::received(body, conn));
