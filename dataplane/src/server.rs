@@ -81,7 +81,8 @@ pub struct Options {
     /// and ends the connection. 1024.
     pub max_error_resets: usize,
     /// How long a client may take nothing of what is sent to it; the connection or the HTTP/2 stream ends then. 10 min,
-    /// which is as long as a request may take by Knative's defaults. A request's own timers come first.
+    /// which is as long as a request may take by Knative's defaults. A request's own timers come first. Of an HTTP/2
+    /// stream nothing is taken until what was read from the backend in one go is.
     pub stall_timeout: Duration,
     /// How long an HTTP/2 client may be silent before it is asked for a sign of life. 60 s.
     pub ping_interval: Duration,

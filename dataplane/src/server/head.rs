@@ -61,7 +61,7 @@ pub(super) fn settle(request: &mut Request<Body>) -> Result<(), Box<Response<Bod
     }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (None, _) if request.version() == Version::HTTP_11 => {
+        (None, _) if request.version() >= Version::HTTP_11 => {
             return Err(bad_request("missing required Host header"));
         }
         (None, _) => {}

@@ -4,6 +4,8 @@
 
 mod backends;
 mod clients;
+mod frames;
 mod heads;
+mod http2;
 mod smuggling;
 mod wire;
