@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ember_dataplane::port;
+use ember_dataplane::server;
 
 /// Configuration of the activator. Times default to Knative's.
 #[derive(Debug, Clone)]
@@ -12,6 +13,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Ports that carry requests. 8012 and 8013.
     pub ports: Vec<u16>,
+    /// Limits of what clients may do. Safe by default.
+    pub server: server::Options,
     /// Own name in reports.
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
@@ -50,6 +53,7 @@ impl Default for Config {
         Self {
             bind: IpAddr::from([0, 0, 0, 0]),
             ports: vec![port::HTTP1, port::HTTP2],
+            server: server::Options::default(),
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
             autoscaler: ("autoscaler.knative-serving.svc.cluster.local".to_owned(), 8080),

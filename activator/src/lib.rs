@@ -105,7 +105,7 @@ async fn serve(
         let (config, io, workers, drain) = (config.clone(), io.clone(), workers.clone(), drain.clone());
         let (registry, outbox, terminating) = (Arc::clone(registry), Arc::clone(outbox), shutdown.clone());
         serving.spawn(async move {
-            server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
+            server::serve(listener, &workers, &config.server, &drain, |_worker| {
                 let options =
                     pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
                 let pool = Pool::new(io.clone(), options);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ember_dataplane::port;
+use ember_dataplane::server;
 use ember_dataplane::timeout::Timeouts;
 
 use crate::observability::{self, Observability};
@@ -53,6 +54,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Where the app listens. Default 127.0.0.1.
     pub app_host: IpAddr,
+    /// Limits of what clients may do, on every port. Safe by default.
+    pub server: server::Options,
     /// Port of `/wait-for-drain`. 8022.
     pub admin_port: u16,
     /// Port of the statistics for the autoscaler. 9090.
@@ -219,6 +222,7 @@ impl Config {
             observability,
             bind: Ipv6Addr::UNSPECIFIED.into(),
             app_host: Ipv4Addr::LOCALHOST.into(),
+            server: server::Options::default(),
             admin_port: port::ADMIN,
             stat_port: port::AUTOSCALING_METRICS,
             stat_period: Duration::from_secs(1),

@@ -92,7 +92,7 @@ pub async fn run(
     let stop_probing = CancellationToken::new();
     let _abort = AbortOnDrop(vec![data.clone(), streams.clone(), side.clone()], stop_probing.clone());
     let workers = Workers::current();
-    let options = Options::default();
+    let options = config.server.clone();
 
     // Everything is listened on before anything is served: a sidecar runs whole or not at all.
     let listen = async |ip, port| listen(&io, ip, port).await;
