@@ -7,5 +7,6 @@ mod clients;
 mod frames;
 mod heads;
 mod http2;
+mod mutation;
 mod smuggling;
 mod wire;

@@ -223,7 +223,7 @@ impl Seen {
 pub(crate) fn requests(mut bytes: &[u8]) -> (Vec<Seen>, &[u8]) {
     let mut seen = Vec::new();
     while let Some(end) = find(bytes, b"\r\n\r\n") {
-        let head = std::str::from_utf8(&bytes[..end]).unwrap().to_owned();
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         for line in head.split("\r\n") {
             assert!(!line.contains(['\r', '\n', '\0']) && !line.starts_with([' ', '\t']), "{head:?}");
         }
