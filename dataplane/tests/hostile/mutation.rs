@@ -209,11 +209,11 @@ fn served(bytes: &[u8], piece: usize) -> usize {
         tokio::time::sleep(Duration::from_secs(200)).await;
         assert_eq!(quiet.in_flight(), 0);
         writing.shutdown().await.ok();
-        tokio::time::timeout(Duration::from_secs(200), serving).await.expect("ends").expect("does not panic");
+        tokio::time::timeout(Duration::from_secs(200), serving).await.unwrap().unwrap();
         let answers = answers.await.unwrap();
         let (seen, _) = recorded.all();
         if !answers.is_empty() && !answers.starts_with(&[0]) {
-            let after = answers.iter().position(|byte| *byte == b' ').expect("an answer");
+            let after = answers.iter().position(|byte| *byte == b' ').unwrap();
             assert!(answers.starts_with(b"HTTP/1.") && answers[after + 1..].len() > 3);
         }
         seen.len()
