@@ -7,6 +7,7 @@ use std::time::Duration;
 use ember_api::configmaps::{logging, observability};
 use ember_api::golang;
 use ember_dataplane::port;
+use ember_dataplane::server;
 
 const METRICS_PORT: u16 = 9090;
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
@@ -18,6 +19,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Ports that carry requests. 8012 and 8013.
     pub ports: Vec<u16>,
+    /// Limits of what clients may do. Safe by default.
+    pub server: server::Options,
     /// Own name in reports.
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
@@ -74,6 +77,7 @@ impl Default for Config {
         Self {
             bind: IpAddr::from([0, 0, 0, 0]),
             ports: vec![port::HTTP1, port::HTTP2],
+            server: server::Options::default(),
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
             system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
@@ -205,6 +209,7 @@ impl Config {
             metrics_port: env.parsed("METRICS_PROMETHEUS_PORT", port)?,
             bind: own.bind,
             ports: own.ports,
+            server: own.server,
             metrics: own.metrics,
             queue_depth: own.queue_depth,
             report_interval: own.report_interval,

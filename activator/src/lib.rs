@@ -161,7 +161,7 @@ async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) 
         let listener = io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })?;
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
-            server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
+            server::serve(listener, &workers, &shared.config.server, &drain, |_worker| {
                 // A connection stays on its worker: the limits are shared out.
                 let share = |all: usize| all.div_ceil(workers.len());
                 let options = pool::Options {

@@ -99,7 +99,7 @@ pub async fn run(
     let stop_probing = CancellationToken::new();
     let _abort = AbortOnDrop(vec![data.clone(), streams.clone(), side.clone()], stop_probing.clone());
     let workers = Workers::current();
-    let options = Options::default();
+    let options = config.server.clone();
 
     let certificate = match &config.certificate_directory {
         Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
