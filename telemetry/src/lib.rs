@@ -1,4 +1,5 @@
-//! Logs, the metrics endpoint, build information: what every process of Ember tells about itself.
+//! Logs, request logs, build information: what every process of Ember tells about itself.
 
 pub mod build;
 pub mod logs;
+pub mod request_log;
