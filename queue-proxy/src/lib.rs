@@ -11,6 +11,7 @@ pub mod observability;
 pub mod readiness;
 mod reporter;
 mod request;
+mod request_log;
 mod request_metrics;
 
 use std::io;
@@ -136,6 +137,7 @@ pub async fn run(
         metrics,
         readiness: prober.clone(),
         quiet: quiet.clone(),
+        request_log: request_log::Log::new(&config),
     };
     let admin = Admin {
         quiet: quiet.clone(),
