@@ -8,6 +8,7 @@ use ember_api::configmaps::{logging, observability};
 use ember_api::golang;
 use ember_dataplane::port;
 use ember_dataplane::server;
+use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
@@ -70,6 +71,8 @@ pub struct Config {
     pub drain_settle: Duration,
     /// How long requests under way may take to end after that. 60 s.
     pub drain_timeout: Duration,
+    /// Where the request log goes; `None`: to the process's standard output.
+    pub request_log_output: Option<Output>,
 }
 
 impl Default for Config {
@@ -102,6 +105,7 @@ impl Default for Config {
             ping_interval: Duration::from_millis(3333),
             drain_settle: Duration::from_secs(45),
             drain_timeout: Duration::from_secs(60),
+            request_log_output: None,
         }
     }
 }
@@ -220,6 +224,7 @@ impl Config {
             ping_interval: own.ping_interval,
             drain_settle: own.drain_settle,
             drain_timeout: own.drain_timeout,
+            request_log_output: own.request_log_output,
         })
     }
 }

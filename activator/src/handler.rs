@@ -19,6 +19,7 @@ use crate::dispatcher::Refused;
 use crate::link::Outbox;
 use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
+use crate::request_log;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
 
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) registry: Arc<Registry>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) request_log: Arc<request_log::Log>,
     /// Cancelled when the activator begins to end.
     pub(crate) terminating: CancellationToken,
 }
@@ -82,10 +84,11 @@ impl Handler for Activation {
         }
         let (namespace, name) = self.target(&request);
         let Some(revision) = self.shared.registry.get(&namespace, &name) else { return not_found(&name) };
+        let record = self.shared.request_log.begin(&request, &revision, conn);
         let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
         let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
-        match answer.await {
+        let mut response = match answer.await {
             Ok(mut response) => {
                 response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
                 response
@@ -94,7 +97,11 @@ impl Handler for Activation {
                 tracing::debug!(revision = %revision.key, %expired, "a request was not answered in time");
                 timed_out(TIMEOUT_TEXT)
             }
+        };
+        if let Some(record) = record {
+            request_log::answered(record, &mut response);
         }
+        response
     }
 }
 

@@ -9,6 +9,7 @@ use ember_dataplane::port;
 use ember_dataplane::server;
 use ember_dataplane::timeout::Timeouts;
 use ember_dataplane::tls::{InvalidSetting, Settings};
+use ember_telemetry::request_log::Output;
 
 use crate::observability::{self, Observability};
 use crate::readiness::spec::{self, Probe};
@@ -83,6 +84,8 @@ pub struct Config {
     /// How long a request that the app has not seen waits for an app that does not listen, because it is being
     /// started again. Zero: 502 at once, as upstream.
     pub app_absence: Duration,
+    /// Where the request log goes; `None`: to the process's standard output.
+    pub request_log_output: Option<Output>,
 }
 
 /// The environment does not make a configuration.
@@ -246,6 +249,7 @@ impl Config {
             drain_upgraded_timeout: Duration::from_secs(60),
             drain_reset_after: Duration::from_secs(1),
             app_absence: Duration::ZERO,
+            request_log_output: None,
         })
     }
 }

@@ -13,6 +13,7 @@ mod observation;
 pub mod readiness;
 mod reporter;
 mod request;
+mod request_log;
 mod request_metrics;
 mod resource;
 mod route_tag;
@@ -152,6 +153,7 @@ pub async fn run(
         observer,
         readiness: prober.clone(),
         quiet: quiet.clone(),
+        request_log: request_log::Log::new(&config),
     });
     let admin = Admin {
         quiet: quiet.clone(),

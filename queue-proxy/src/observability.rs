@@ -55,8 +55,8 @@ pub struct Observability {
     pub enable_request_log: bool,
     /// Whether probes are logged too.
     pub enable_probe_request_log: bool,
-    /// Go template of a line of that log.
-    pub request_log_template: String,
+    /// Go template of a line of that log, if not Knative's own; empty: no log.
+    pub request_log_template: Option<String>,
 }
 
 impl Observability {
@@ -104,7 +104,7 @@ struct Document {
     runtime: Runtime,
     enablerequestlog: bool,
     enableproberequestlog: bool,
-    requestlogtemplate: String,
+    requestlogtemplate: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
