@@ -115,8 +115,13 @@ pub async fn run(
     let quiet = Quiet::new(config.drain_quiet_period);
     let drained = CancellationToken::new();
     let reporter = Arc::new(Reporter::new(config.pod.clone(), config.stat_period));
-    let prober =
-        Readiness::new(config.readiness_probes.clone(), io.clone(), config.app_host, stop_probing.clone());
+    let prober = Readiness::new(
+        config.readiness_probes.clone(),
+        io.clone(),
+        config.app_host,
+        config.http2_auto_detection,
+        stop_probing.clone(),
+    );
     let mut metrics = None;
     if let Some(listener) = prometheus {
         let mut registry = Registry::default();

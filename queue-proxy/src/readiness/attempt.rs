@@ -9,6 +9,7 @@ use ember_dataplane::dial::Dial;
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
+use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::{Outbound, Proxy};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
@@ -31,11 +32,13 @@ pub(crate) struct Prober {
     io: Io,
     /// Where a probe goes that names no host, or the loopback address every container of a pod shares.
     app_host: String,
+    /// Whether HTTP probes speak HTTP/2 to apps that do.
+    http2: bool,
 }
 
 impl Prober {
-    pub(crate) fn new(io: Io, app_host: std::net::IpAddr) -> Self {
-        Self { io, app_host: app_host.to_string() }
+    pub(crate) fn new(io: Io, app_host: std::net::IpAddr, http2: bool) -> Self {
+        Self { io, app_host: app_host.to_string(), http2 }
     }
 
     fn address(&self, host: &str, port: u16) -> Address {
@@ -52,7 +55,16 @@ impl Prober {
                     Err("HTTPS probes need TLS, which is not available".to_owned())
                 }
                 Action::Http { host, port, path, headers, .. } => {
-                    self.http(self.address(host, *port), path, headers, timeout).await
+                    let address = self.address(host, *port);
+                    if self.http2 {
+                        // Half of the time: an app that waits for more of a request than a preface gets its chance.
+                        let half = timeout / 2;
+                        let asked = self.http(address.clone(), path, headers, half, Protocol::H2c);
+                        if matches!(tokio::time::timeout(half, asked).await, Ok(Ok(()))) {
+                            return Ok(());
+                        }
+                    }
+                    self.http(address, path, headers, timeout, Protocol::Http1).await
                 }
                 Action::Grpc { port, service } => self.grpc(&self.address("", *port), service).await,
                 Action::Exec => Err("exec probe not supported".to_owned()),
@@ -77,10 +89,12 @@ impl Prober {
         path: &str,
         headers: &[(String, String)],
         timeout: Duration,
+        protocol: Protocol,
     ) -> Result<(), String> {
         let options = pool::Options {
             // Each attempt has a connection of its own, and its own timeout is the only one.
             max_idle: 0,
+            idle_timeout: timeout,
             dial: Dial { first: timeout, attempts: 1, ..Dial::default() },
             ..pool::Options::default()
         };
@@ -101,8 +115,10 @@ impl Prober {
             request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
             let host = HeaderValue::from_str(&address.to_string()).map_err(|error| error.to_string())?;
             request.headers_mut().insert(header::HOST, host);
+            let mut outbound = Outbound::direct(request);
+            outbound.set_protocol(protocol);
             let response = proxy
-                .forward(Outbound::direct(request), &address, Some(deadline))
+                .forward(outbound, &address, Some(deadline))
                 .await
                 .map_err(|failure| failure.error().to_string())?;
             let status = response.status();
