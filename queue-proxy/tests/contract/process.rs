@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 
 use crate::sidecar::{KUBELET, environment, eventually};
 use crate::wire::{OK, Wire, body, ok, status};
@@ -98,28 +99,35 @@ async fn get(port: u16, path: &str, headers: &str) -> String {
     connect(port).await.exchange("GET", path, headers).await
 }
 
-/// An app that answers `/slow` only when it is told to go on by its client, and switches protocols when asked.
-async fn app() -> u16 {
-    crate::sidecar::app(|mut wire| async move {
-        while let Some(head) = wire.head().await {
-            if head.contains("upgrade: websocket") {
-                wire.send(
-                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-                )
-                .await;
-                while wire.try_until("ping").await.is_ok() {
-                    wire.send("pong").await;
+/// An app that tells of each request, answers a POST when its client says so, and switches protocols when asked.
+async fn app() -> (u16, mpsc::UnboundedReceiver<()>) {
+    let (arrive, arrived) = mpsc::unbounded_channel();
+    let port = crate::sidecar::app(move |mut wire| {
+        let arrive = arrive.clone();
+        async move {
+            while let Some(head) = wire.head().await {
+                arrive.send(()).ok();
+                if head.contains("upgrade: websocket") {
+                    wire.send(
+                        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                    )
+                    .await;
+                    while wire.try_until("ping").await.is_ok() {
+                        wire.send("pong").await;
+                    }
+                    return;
                 }
-                return;
+                if head.starts_with("POST") && wire.try_until("go on").await.is_err() {
+                    return;
+                }
+                wire.send(OK).await;
             }
-            if head.starts_with("POST") {
-                wire.until("go on").await;
-            }
-            wire.send(OK).await;
         }
-    })
-    .await
+    });
+    (port.await, arrived)
 }
+
+const POST: &str = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n";
 
 #[tokio::test]
 async fn what_is_missing_or_wrong_is_named_and_the_code_is_one() {
@@ -147,28 +155,19 @@ async fn what_is_missing_or_wrong_is_named_and_the_code_is_one() {
 #[test]
 fn sigterm_and_sigint_end_it_with_code_zero() {
     isolated("sigterm_and_sigint_end_it_with_code_zero", async {
-        let user_port = app().await;
+        let (user_port, mut arrived) = app().await;
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let program = Program::start(user_port, &[AT_ONCE]).await;
             assert_eq!(body(&get(8012, "/", KUBELET).await), "queue");
             let mut slow = connect(8012).await;
-            slow.send("POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n")
-                .await;
-            eventually("it is counted", async || {
-                get(8012, "/", "").await;
-                true
-            })
-            .await;
+            slow.send(POST).await;
+            arrived.recv().await.unwrap();
             program.signal(signal);
-            eventually("probes fail", async || {
-                !TcpStream::connect((Ipv4Addr::LOCALHOST, 8012)).await.is_ok()
-                    || status(&get(8012, "/", KUBELET).await) == 503
-            })
-            .await;
+            eventually("probes fail", async || status(&get(8012, "/", KUBELET).await) == 503).await;
             let hook = tokio::spawn(async { get(8022, "/wait-for-drain", "").await });
             // What runs is waited for; the hook is told last.
             slow.send("go on").await;
-            assert!(slow.until("ok").await.starts_with("HTTP/1.1 200"));
+            assert_eq!(body(&slow.rest().await), "ok");
             assert_eq!(status(&hook.await.unwrap()), 200);
             let (code, words) = program.end().await;
             assert_eq!(code, Some(0), "{words}");
@@ -179,9 +178,11 @@ fn sigterm_and_sigint_end_it_with_code_zero() {
 #[test]
 fn a_second_signal_ends_it_at_once_with_code_one() {
     isolated("a_second_signal_ends_it_at_once_with_code_one", async {
-        let program = Program::start(app().await, &[]).await;
+        let (user_port, mut arrived) = app().await;
+        let program = Program::start(user_port, &[]).await;
         let mut stream = connect(8012).await;
-        stream.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n").await;
+        stream.send(POST).await;
+        arrived.recv().await.unwrap();
         program.signal(Signal::SIGTERM);
         eventually("probes fail", async || status(&get(8012, "/", KUBELET).await) == 503).await;
         program.signal(Signal::SIGTERM);
@@ -195,7 +196,7 @@ fn a_second_signal_ends_it_at_once_with_code_one() {
 #[test]
 fn an_upgraded_stream_outlives_sigterm() {
     isolated("an_upgraded_stream_outlives_sigterm", async {
-        let program = Program::start(app().await, &[AT_ONCE]).await;
+        let program = Program::start(app().await.0, &[AT_ONCE]).await;
         let mut stream = connect(8012).await;
         stream.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
         stream.until("\r\n\r\n").await;

@@ -169,7 +169,7 @@ async fn an_aggressive_probe_tries_often_for_ten_seconds_until_enough_successes_
             async move {
                 while wire.head().await.is_some() {
                     let attempt = attempts.fetch_add(1, Ordering::SeqCst);
-                    let status = if attempt < 30 && attempt % 3 == 0 { 500 } else { 200 };
+                    let status = if attempt < 30 && attempt.is_multiple_of(3) { 500 } else { 200 };
                     wire.send(&format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")).await;
                 }
             }

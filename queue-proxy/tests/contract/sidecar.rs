@@ -80,7 +80,12 @@ impl Sidecar {
         let ip = Ipv4Addr::new(127, 20 + (process >> 8 & 0x3f) as u8, process as u8, 1 + test as u8);
         let sidecar = Self::run(Config { bind: ip.into(), ..config }, Io::system());
         // The ports open together, before anything is served.
-        eventually("it listens", async || TcpStream::connect((ip, 9090)).await.is_ok()).await;
+        eventually("it listens", async || {
+            let open = TcpStream::connect((ip, 9090)).await.is_ok();
+            assert!(!sidecar.running.is_finished(), "another program has one of the ports on every address");
+            open
+        })
+        .await;
         sidecar
     }
 

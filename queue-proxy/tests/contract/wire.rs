@@ -12,19 +12,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub(crate) struct Wire {
     stream: Box<dyn Duplex>,
     read: Vec<u8>,
+    patience: Duration,
 }
 
-/// Longer than any timer of the contract: on a clock that jumps it costs nothing.
-const PATIENCE: Duration = Duration::from_secs(1000);
-
 impl Wire {
+    /// In memory. Patient for longer than any timer of the contract: on a clock that jumps it costs nothing.
     pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
-        Self { stream: Box::new(stream), read: Vec::new() }
+        Self { stream: Box::new(stream), read: Vec::new(), patience: Duration::from_secs(10_000) }
     }
 
     pub(crate) fn of_socket(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self::new(stream)
+        Self { patience: Duration::from_secs(20), ..Self::new(stream) }
     }
 
     pub(crate) async fn send(&mut self, text: &str) {
@@ -53,7 +52,7 @@ impl Wire {
                 let rest = self.read.split_off(at + text.len());
                 return Ok(String::from_utf8_lossy(&std::mem::replace(&mut self.read, rest)).into_owned());
             }
-            match tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await {
+            match tokio::time::timeout(self.patience, self.stream.read_buf(&mut self.read)).await {
                 Ok(Ok(read)) if read > 0 => {}
                 _ => return Err(seen),
             }
@@ -67,7 +66,8 @@ impl Wire {
 
     /// Everything up to the end of the stream.
     pub(crate) async fn bytes(&mut self) -> Vec<u8> {
-        tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut self.read)).await.unwrap().ok();
+        let ended = tokio::time::timeout(self.patience, self.stream.read_to_end(&mut self.read)).await;
+        assert!(ended.is_ok(), "no end after {:?}", String::from_utf8_lossy(&self.read));
         std::mem::take(&mut self.read)
     }
 
