@@ -7,6 +7,7 @@ mod drain;
 mod environment;
 mod headers;
 mod network;
+mod peers;
 mod probes;
 mod process;
 mod proxying;

@@ -59,6 +59,16 @@ impl Wire {
         }
     }
 
+    /// So many bytes.
+    pub(crate) async fn take(&mut self, length: usize) -> String {
+        while self.read.len() < length {
+            let read = tokio::time::timeout(self.patience, self.stream.read_buf(&mut self.read)).await;
+            assert!(read.unwrap().unwrap() > 0, "only {:?}", String::from_utf8_lossy(&self.read));
+        }
+        let rest = self.read.split_off(length);
+        String::from_utf8_lossy(&std::mem::replace(&mut self.read, rest)).into_owned()
+    }
+
     /// The head of the next request, if there is one.
     pub(crate) async fn head(&mut self) -> Option<String> {
         self.try_until("\r\n\r\n").await.ok()
