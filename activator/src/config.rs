@@ -1,9 +1,15 @@
 //! What the activator is told at start.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ember_api::configmaps::{logging, observability};
+use ember_api::golang;
 use ember_dataplane::port;
+
+const METRICS_PORT: u16 = 9090;
+const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Configuration of the activator. Times default to Knative's.
 #[derive(Debug, Clone)]
@@ -16,6 +22,24 @@ pub struct Config {
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
     pub pod_ip: String,
+    /// Namespace of the ConfigMaps. `knative-serving`.
+    pub system_namespace: String,
+    /// Name of the ConfigMap on observability. `config-observability`.
+    pub observability_name: String,
+    /// Name of the ConfigMap on logging. `config-logging`.
+    pub logging_name: String,
+    /// Where Prometheus scrapes if `config-observability` asks for it and says no other place. 0.0.0.0:9090.
+    pub metrics: SocketAddr,
+    /// Host of that place, whatever `config-observability` says.
+    pub metrics_host: Option<IpAddr>,
+    /// Port of that place, whatever `config-observability` says.
+    pub metrics_port: Option<u16>,
+    /// Idle HTTP/1.1 connections to pods kept in all. 1000.
+    pub max_idle_connections: usize,
+    /// Idle HTTP/1.1 connections kept to one pod. 100.
+    pub max_idle_connections_per_pod: usize,
+    /// Oldest Kubernetes that is talked to, as `v1.34.0`.
+    pub kubernetes_min_version: String,
     /// The autoscaler's host and port.
     pub autoscaler: (String, u16),
     /// Last labels of in-cluster host names. `cluster.local`.
@@ -52,8 +76,17 @@ impl Default for Config {
             ports: vec![port::HTTP1, port::HTTP2],
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
+            system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
+            observability_name: observability::NAME.to_owned(),
+            logging_name: logging::NAME.to_owned(),
+            metrics: SocketAddr::from(([0, 0, 0, 0], METRICS_PORT)),
+            metrics_host: None,
+            metrics_port: None,
+            max_idle_connections: 1000,
+            max_idle_connections_per_pod: 100,
+            kubernetes_min_version: "v1.34.0".to_owned(),
             autoscaler: ("autoscaler.knative-serving.svc.cluster.local".to_owned(), 8080),
-            cluster_domain: "cluster.local".to_owned(),
+            cluster_domain: DEFAULT_CLUSTER_DOMAIN.to_owned(),
             queue_depth: 10_000,
             report_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(10),
@@ -65,6 +98,222 @@ impl Default for Config {
             ping_interval: Duration::from_millis(3333),
             drain_settle: Duration::from_secs(45),
             drain_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The environment does not make a configuration.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A required variable is not set, or empty.
+    #[error("required key {0} missing value")]
+    Missing(&'static str),
+    /// A variable does not parse.
+    #[error("envconfig.Process: assigning {name}: converting {value:?}: {reason}")]
+    Invalid {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The variables of the container. An empty one counts as unset.
+struct Env(BTreeMap<String, String>);
+
+impl Env {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn required(&self, name: &'static str) -> Result<String, ConfigError> {
+        self.get(name).map(str::to_owned).ok_or(ConfigError::Missing(name))
+    }
+
+    fn text(&self, name: &str, default: String) -> String {
+        self.get(name).map_or(default, str::to_owned)
+    }
+
+    fn parsed<T, E: ToString>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        parse(value).map(Some).map_err(|error| ConfigError::Invalid {
+            name,
+            value: value.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    fn duration(&self, name: &'static str, default: Duration) -> Result<Duration, ConfigError> {
+        let parse = |value: &str| match golang::parse_duration(value) {
+            Ok(duration) if duration.0 > 0 => Ok(duration.to_std()),
+            Ok(_) => Err("must be greater than zero".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        Ok(self.parsed(name, parse)?.unwrap_or(default))
+    }
+}
+
+impl Config {
+    /// Reads the container's environment; the rest is defaults. `resolv_conf` is the content of `/etc/resolv.conf`,
+    /// which tells the cluster's domain where `CLUSTER_DOMAIN` does not. Variables it does not know are ignored.
+    ///
+    /// # Errors
+    /// The first variable that is missing or does not parse.
+    pub fn from_env(
+        env: impl IntoIterator<Item = (String, String)>,
+        resolv_conf: &str,
+    ) -> Result<Self, ConfigError> {
+        let env = Env(env.into_iter().collect());
+        let own = Self::default();
+        let system_namespace = env.required("SYSTEM_NAMESPACE")?;
+        let cluster_domain = match env.get("CLUSTER_DOMAIN") {
+            Some(domain) => domain.to_owned(),
+            None => cluster_domain(resolv_conf).unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned(),
+        };
+        // A negative number of connections is none, as in Go.
+        let count = |name, default| {
+            let parsed = env.parsed(name, golang::parse_int)?;
+            Ok(parsed.map_or(default, |count| usize::try_from(count).unwrap_or(0)))
+        };
+        let port = |value: &str| match value.parse::<u16>() {
+            Ok(port) if port >= 1024 => Ok(port),
+            _ => Err("must be a port between 1024 and 65535"),
+        };
+        Ok(Self {
+            pod_name: env.required("POD_NAME")?,
+            pod_ip: env.required("POD_IP")?,
+            autoscaler: (format!("autoscaler.{system_namespace}.svc.{cluster_domain}"), port::AUTOSCALER),
+            system_namespace,
+            cluster_domain,
+            logging_name: env.text("CONFIG_LOGGING_NAME", own.logging_name),
+            observability_name: env.text("CONFIG_OBSERVABILITY_NAME", own.observability_name),
+            max_idle_connections: count("MAX_IDLE_PROXY_CONNS", own.max_idle_connections)?,
+            max_idle_connections_per_pod: count(
+                "MAX_IDLE_PROXY_CONNS_PER_HOST",
+                own.max_idle_connections_per_pod,
+            )?,
+            probe_timeout: env.duration("PROBE_TIMEOUT", own.probe_timeout)?,
+            probe_longest_pause: env.duration("PROBE_FREQUENCY", own.probe_longest_pause)?,
+            kubernetes_min_version: env.text("KUBERNETES_MIN_VERSION", own.kubernetes_min_version),
+            metrics_host: env.parsed("METRICS_PROMETHEUS_HOST", str::parse)?,
+            metrics_port: env.parsed("METRICS_PROMETHEUS_PORT", port)?,
+            bind: own.bind,
+            ports: own.ports,
+            metrics: own.metrics,
+            queue_depth: own.queue_depth,
+            report_interval: own.report_interval,
+            probe_first_pause: own.probe_first_pause,
+            connect_timeout: own.connect_timeout,
+            first_reconnect: own.first_reconnect,
+            longest_reconnect: own.longest_reconnect,
+            ping_interval: own.ping_interval,
+            drain_settle: own.drain_settle,
+            drain_timeout: own.drain_timeout,
+        })
+    }
+}
+
+/// The domain of the first `svc.<domain>` in a `search` line.
+fn cluster_domain(resolv_conf: &str) -> Option<&str> {
+    resolv_conf
+        .lines()
+        .map(str::split_ascii_whitespace)
+        .filter_map(|mut words| (words.next() == Some("search")).then_some(words))
+        .flatten()
+        .filter_map(|entry| entry.strip_prefix("svc."))
+        .map(|domain| domain.trim_end_matches('.'))
+        .find(|domain| !domain.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUIRED: [(&str, &str); 3] =
+        [("POD_NAME", "activator-0"), ("POD_IP", "10.0.0.7"), ("SYSTEM_NAMESPACE", "system")];
+    const RESOLV_CONF: &str = "nameserver 10.96.0.10\nsearch system.svc.corp.test svc.corp.test corp.test\n";
+
+    fn read(more: &[(&str, &str)], resolv_conf: &str) -> Result<Config, ConfigError> {
+        let variables = REQUIRED.iter().chain(more);
+        Config::from_env(variables.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())), resolv_conf)
+    }
+
+    #[test]
+    fn defaults_of_the_contract() {
+        let config = read(&[], "").unwrap();
+        assert_eq!((config.pod_name.as_str(), config.pod_ip.as_str()), ("activator-0", "10.0.0.7"));
+        assert_eq!(config.autoscaler, ("autoscaler.system.svc.cluster.local".to_owned(), 8080));
+        assert_eq!((config.max_idle_connections, config.max_idle_connections_per_pod), (1000, 100));
+        assert_eq!(config.probe_longest_pause, Duration::from_millis(200));
+        assert_eq!(config.logging_name, "config-logging");
+        assert_eq!(config.observability_name, "config-observability");
+        assert_eq!(config.ports, [8012, 8013]);
+        assert_eq!(config.metrics.port(), 9090);
+        assert_eq!(config.kubernetes_min_version, "v1.34.0");
+    }
+
+    #[test]
+    fn every_variable() {
+        let config = read(
+            &[
+                ("MAX_IDLE_PROXY_CONNS", "7"),
+                ("MAX_IDLE_PROXY_CONNS_PER_HOST", "3"),
+                ("PROBE_TIMEOUT", "1m30s"),
+                ("PROBE_FREQUENCY", "50ms"),
+                ("CONFIG_LOGGING_NAME", "l"),
+                ("CONFIG_OBSERVABILITY_NAME", "o"),
+                ("CLUSTER_DOMAIN", "here"),
+                ("KUBERNETES_MIN_VERSION", "v1.30.0"),
+                ("METRICS_PROMETHEUS_HOST", "::1"),
+                ("METRICS_PROMETHEUS_PORT", "9999"),
+                ("GOGC", "500"),
+            ],
+            RESOLV_CONF,
+        )
+        .unwrap();
+        assert_eq!((config.max_idle_connections, config.max_idle_connections_per_pod), (7, 3));
+        assert_eq!(config.probe_timeout, Duration::from_secs(90));
+        assert_eq!(config.probe_longest_pause, Duration::from_millis(50));
+        assert_eq!((config.logging_name.as_str(), config.observability_name.as_str()), ("l", "o"));
+        assert_eq!(config.cluster_domain, "here");
+        assert_eq!(config.autoscaler.0, "autoscaler.system.svc.here");
+        assert_eq!(config.kubernetes_min_version, "v1.30.0");
+        assert_eq!(config.metrics_host, Some("::1".parse().unwrap()));
+        assert_eq!(config.metrics_port, Some(9999));
+    }
+
+    #[test]
+    fn the_cluster_domain_is_the_resolvers() {
+        assert_eq!(read(&[], RESOLV_CONF).unwrap().cluster_domain, "corp.test");
+        assert_eq!(read(&[], "search svc.\nsearch svc.a.b. svc.c\n").unwrap().cluster_domain, "a.b");
+        assert_eq!(read(&[], "# search svc.no\nnameserver x\n").unwrap().cluster_domain, "cluster.local");
+    }
+
+    #[test]
+    fn errors_name_the_variable() {
+        for (missing, _) in REQUIRED {
+            for variables in [None, Some((missing.to_owned(), String::new()))] {
+                let others = REQUIRED.iter().filter(|(name, _)| *name != missing);
+                let env = others.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).chain(variables);
+                assert_eq!(Config::from_env(env, "").unwrap_err(), ConfigError::Missing(missing));
+            }
+        }
+        for (name, value) in [
+            ("PROBE_TIMEOUT", "300"),
+            ("PROBE_TIMEOUT", "0s"),
+            ("PROBE_FREQUENCY", "-1s"),
+            ("MAX_IDLE_PROXY_CONNS", "many"),
+            ("METRICS_PROMETHEUS_PORT", "80"),
+            ("METRICS_PROMETHEUS_HOST", "everywhere"),
+        ] {
+            let error = read(&[(name, value)], "").unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }
 }

@@ -2,33 +2,57 @@
 //!
 //! With a concurrency limit a request gets the less busy of two pods that have a free place, or waits in turn; a
 //! place that comes free goes to whoever waits longest. Without a limit every usable pod has room, and the choice is
-//! made on an immutable snapshot without a lock. One short-held lock per revision; none is held while waiting.
+//! made on an immutable snapshot without a lock. One short-held lock per revision; none is held while waiting. What a
+//! request costs does not depend on how many pods there are.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use ember_dataplane::address::Address;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// A pod as requests see it.
+/// Where requests may go, and how many at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// A pod, or what stands for all of them.
+    pub address: Address,
+    /// Most requests at a time; without a limit it is not looked at.
+    pub places: u32,
+}
+
+/// A backend as requests see it. All but the count changes under the lock only.
 #[derive(Debug)]
 struct Pod {
     address: Address,
     in_flight: AtomicU32,
+    places: AtomicU32,
+    /// Its place in [`State::free`], or [`FULL`] or [`RETIRED`].
+    slot: AtomicUsize,
 }
+
+/// In use, without a free place.
+const FULL: usize = usize::MAX;
+/// Not in use any more.
+const RETIRED: usize = usize::MAX - 1;
 
 impl Pod {
     fn load(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
+
+    fn has_room(&self) -> bool {
+        self.load() < self.places.load(Ordering::Relaxed)
+    }
 }
 
 struct Waiter {
     id: i64,
+    /// It found no pod at all.
+    cold: bool,
     grant: oneshot::Sender<Grant>,
 }
 
@@ -43,6 +67,23 @@ struct State {
     closed: bool,
     /// Pods that may not be used now but still have requests: they come back with their counts.
     retired: Vec<Arc<Pod>>,
+    /// With a limit: pods with a free place, in no order.
+    free: Vec<Arc<Pod>>,
+}
+
+impl State {
+    fn add_free(&mut self, pod: &Arc<Pod>) {
+        pod.slot.store(self.free.len(), Ordering::Relaxed);
+        self.free.push(Arc::clone(pod));
+    }
+
+    fn remove_free(&mut self, index: usize) {
+        let pod = self.free.swap_remove(index);
+        pod.slot.store(FULL, Ordering::Relaxed);
+        if let Some(moved) = self.free.get(index) {
+            moved.slot.store(index, Ordering::Relaxed);
+        }
+    }
 }
 
 struct Shared {
@@ -79,6 +120,7 @@ pub enum Refused {
 pub struct Grant {
     pod: Arc<Pod>,
     dispatcher: Dispatcher,
+    cold: bool,
 }
 
 impl fmt::Debug for Grant {
@@ -92,6 +134,12 @@ impl Grant {
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.pod.address
+    }
+
+    /// Whether there was no pod to use when the request came.
+    #[must_use]
+    pub fn is_cold(&self) -> bool {
+        self.cold
     }
 }
 
@@ -163,7 +211,7 @@ impl Dispatcher {
         }
         // Nobody overtakes those who wait, unless it is at the head anyway.
         if (again || state.waiting.is_empty())
-            && let Some(grant) = self.pick()
+            && let Some(grant) = self.pick(&mut state)
         {
             return Ok(Ok(grant));
         }
@@ -172,15 +220,16 @@ impl Dispatcher {
             return Err(Refused::QueueFull);
         }
         let (grant, granted) = oneshot::channel();
+        let cold = self.0.pods.load().is_empty();
         let id = if again {
             state.heads += 1;
             let id = -state.heads;
-            state.waiting.push_front(Waiter { id, grant });
+            state.waiting.push_front(Waiter { id, cold, grant });
             id
         } else {
             let id = state.next_id;
             state.next_id += 1;
-            state.waiting.push_back(Waiter { id, grant });
+            state.waiting.push_back(Waiter { id, cold, grant });
             id
         };
         Ok(Err((id, granted)))
@@ -188,19 +237,25 @@ impl Dispatcher {
 
     fn grant(&self, pod: &Arc<Pod>) -> Grant {
         pod.in_flight.fetch_add(1, Ordering::Relaxed);
-        Grant { pod: Arc::clone(pod), dispatcher: self.clone() }
+        Grant { pod: Arc::clone(pod), dispatcher: self.clone(), cold: false }
     }
 
     fn pick_unlimited(&self) -> Option<Grant> {
         let pods = self.0.pods.load();
-        two_choices(&pods, |_| true).map(|pod| self.grant(pod))
+        two_choices(&pods).map(|index| self.grant(&pods[index]))
     }
 
-    /// A pod with a free place. With a limit only under the lock.
-    fn pick(&self) -> Option<Grant> {
-        let pods = self.0.pods.load();
-        let limit = self.0.limit;
-        two_choices(&pods, |pod| limit == 0 || pod.load() < limit).map(|pod| self.grant(pod))
+    /// A pod with a free place.
+    fn pick(&self, state: &mut State) -> Option<Grant> {
+        if self.0.limit == 0 {
+            return self.pick_unlimited();
+        }
+        let index = two_choices(&state.free)?;
+        let grant = self.grant(&state.free[index]);
+        if !grant.pod.has_room() {
+            state.remove_free(index);
+        }
+        Some(grant)
     }
 
     fn release(&self, pod: &Arc<Pod>) {
@@ -210,6 +265,9 @@ impl Dispatcher {
         }
         let mut state = self.0.state.lock();
         pod.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if pod.slot.load(Ordering::Relaxed) == FULL && pod.has_room() {
+            state.add_free(pod);
+        }
         let unclaimed = self.serve_waiting(&mut state);
         drop(state);
         drop(unclaimed);
@@ -220,8 +278,9 @@ impl Dispatcher {
     fn serve_waiting(&self, state: &mut State) -> Vec<Grant> {
         let mut unclaimed = Vec::new();
         while !state.waiting.is_empty() {
-            let Some(grant) = self.pick() else { break };
+            let Some(mut grant) = self.pick(state) else { break };
             let Some(waiter) = state.waiting.pop_front() else { break };
+            grant.cold = waiter.cold;
             if let Err(grant) = waiter.grant.send(grant) {
                 unclaimed.push(grant);
             }
@@ -229,25 +288,50 @@ impl Dispatcher {
         unclaimed
     }
 
-    /// The pods that may be used from now on. Those that stay, or come back, keep their counts; requests in those that
-    /// go run on.
+    /// The pods that may be used from now on, each up to the limit. See [`Dispatcher::set_backends`].
     pub fn set_pods(&self, addresses: &[Address]) {
+        let backend = |address: &Address| Backend { address: address.clone(), places: self.0.limit };
+        self.set_backends(addresses.iter().map(backend).collect());
+    }
+
+    /// Where requests may go from now on. Those that stay, or come back, keep their counts; requests in those that go
+    /// run on.
+    pub fn set_backends(&self, backends: Vec<Backend>) {
         let mut state = self.0.state.lock();
         if state.closed {
             return;
         }
         let old = self.0.pods.load_full();
-        let wanted: HashSet<&Address> = addresses.iter().collect();
-        let (mut pods, gone): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = old
+        let mut known: HashMap<Address, Arc<Pod>> = old
             .iter()
             .cloned()
             .chain(std::mem::take(&mut state.retired))
-            .partition(|pod| wanted.contains(&pod.address));
+            .map(|pod| (pod.address.clone(), pod))
+            .collect();
+        let mut pods = Vec::with_capacity(backends.len());
+        for Backend { address, places } in backends {
+            let pod = known.remove(&address).unwrap_or_else(|| {
+                Arc::new(Pod {
+                    address,
+                    in_flight: AtomicU32::new(0),
+                    places: AtomicU32::new(0),
+                    slot: AtomicUsize::new(FULL),
+                })
+            });
+            pod.places.store(places, Ordering::Relaxed);
+            pods.push(pod);
+        }
+        for gone in known.values() {
+            gone.slot.store(RETIRED, Ordering::Relaxed);
+        }
         // A request that is just being let in without the lock is missed at worst: without a limit counts only weigh.
-        state.retired = gone.into_iter().filter(|pod| pod.load() > 0).collect();
-        let kept: HashSet<Address> = pods.iter().map(|pod| pod.address.clone()).collect();
-        for address in addresses.iter().filter(|address| !kept.contains(address)) {
-            pods.push(Arc::new(Pod { address: address.clone(), in_flight: AtomicU32::new(0) }));
+        state.retired = known.into_values().filter(|pod| pod.load() > 0).collect();
+        state.free.clear();
+        for pod in &pods {
+            pod.slot.store(FULL, Ordering::Relaxed);
+            if self.0.limit > 0 && pod.has_room() {
+                state.add_free(pod);
+            }
         }
         self.0.pods.store(Arc::new(pods));
         let unclaimed = self.serve_waiting(&mut state);
@@ -267,189 +351,24 @@ impl Dispatcher {
         state.closed = true;
         state.waiting.clear();
         state.retired.clear();
+        state.free.clear();
+        for pod in self.0.pods.load().iter() {
+            pod.slot.store(RETIRED, Ordering::Relaxed);
+        }
         self.0.pods.store(Arc::default());
     }
 }
 
-/// The less busy of two pods taken at random, of those with room; any with room if neither has.
-fn two_choices(pods: &[Arc<Pod>], has_room: impl Fn(&Pod) -> bool) -> Option<&Arc<Pod>> {
+/// The index of the less busy of two pods taken at random.
+fn two_choices(pods: &[Arc<Pod>]) -> Option<usize> {
     let count = pods.len();
     if count < 2 {
-        return pods.first().filter(|pod| has_room(pod));
+        return count.checked_sub(1);
     }
     let first = fastrand::usize(..count);
     let second = (first + 1 + fastrand::usize(..count - 1)) % count;
-    let (a, b) = (&pods[first], &pods[second]);
-    let (better, other) = if a.load() <= b.load() { (a, b) } else { (b, a) };
-    [better, other]
-        .into_iter()
-        .find(|pod| has_room(pod))
-        .or_else(|| (0..count).map(|step| &pods[(first + step) % count]).find(|pod| has_room(pod)))
+    Some(if pods[first].load() <= pods[second].load() { first } else { second })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use futures::FutureExt;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn address(n: u16) -> Address {
-        Address::new("10.0.0.1", n)
-    }
-
-    #[tokio::test]
-    async fn who_waits_longest_is_served_first_and_retries_before_all() {
-        let dispatcher = Dispatcher::new(1, 10);
-        let mut first = Box::pin(dispatcher.acquire(false));
-        let mut second = Box::pin(dispatcher.acquire(false));
-        let mut again = Box::pin(dispatcher.acquire(true));
-        for waiter in [&mut first, &mut second, &mut again] {
-            assert!(waiter.now_or_never().is_none());
-        }
-        dispatcher.set_pods(&[address(1)]);
-        assert!(first.as_mut().now_or_never().is_none());
-        drop(again.as_mut().now_or_never().unwrap().unwrap());
-        let grant = first.as_mut().now_or_never().unwrap().unwrap();
-        assert!(second.as_mut().now_or_never().is_none());
-        drop(grant);
-        assert!(second.as_mut().now_or_never().unwrap().is_ok());
-    }
-
-    #[tokio::test]
-    async fn who_leaves_loses_nothing_for_others() {
-        let dispatcher = Dispatcher::new(1, 2);
-        dispatcher.set_pods(&[address(1)]);
-        let held = dispatcher.acquire(false).await.unwrap();
-        let mut leaver = Box::pin(dispatcher.acquire(false));
-        assert!(leaver.as_mut().now_or_never().is_none());
-        let mut stayer = Box::pin(dispatcher.acquire(false));
-        assert!(stayer.as_mut().now_or_never().is_none());
-        assert_eq!(dispatcher.acquire(false).now_or_never().unwrap().unwrap_err(), Refused::QueueFull);
-        // The place is handed to the leaver, who leaves without looking.
-        drop(held);
-        drop(leaver);
-        assert!(tokio::time::timeout(Duration::from_secs(5), stayer).await.unwrap().is_ok());
-        assert_eq!(dispatcher.waiting(), 0);
-    }
-
-    #[tokio::test]
-    async fn without_a_limit_all_go_in_once_there_is_a_pod() {
-        let dispatcher = Dispatcher::new(0, 10);
-        let mut waiters: Vec<_> = (0..5).map(|_| Box::pin(dispatcher.acquire(false))).collect();
-        for waiter in &mut waiters {
-            assert!(waiter.now_or_never().is_none());
-        }
-        dispatcher.set_pods(&[address(1)]);
-        for waiter in &mut waiters {
-            assert!(waiter.now_or_never().unwrap().is_ok());
-        }
-        dispatcher.set_pods(&[]);
-        let mut late = Box::pin(dispatcher.acquire(false));
-        assert!(late.as_mut().now_or_never().is_none());
-        dispatcher.close();
-        assert_eq!(late.now_or_never().unwrap().unwrap_err(), Refused::Closed);
-    }
-
-    #[tokio::test]
-    async fn who_leaves_takes_no_other_out_of_the_queue() {
-        let dispatcher = Dispatcher::new(1, 10);
-        let mut first = Box::pin(dispatcher.acquire(false));
-        let mut second = Box::pin(dispatcher.acquire(false));
-        assert!(first.as_mut().now_or_never().is_none());
-        assert!(second.as_mut().now_or_never().is_none());
-        dispatcher.set_pods(&[address(1)]);
-        // The first has its place but has not looked yet.
-        let mut again = Box::pin(dispatcher.acquire(true));
-        assert!(again.as_mut().now_or_never().is_none());
-        drop(first);
-        assert!(again.as_mut().now_or_never().unwrap().is_ok());
-        assert!(second.as_mut().now_or_never().unwrap().is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_does_not_turn_away_who_was_let_in_before() {
-        let dispatcher = Dispatcher::new(1, 1);
-        let mut waiter = Box::pin(dispatcher.acquire(false));
-        assert!(waiter.as_mut().now_or_never().is_none());
-        assert_eq!(dispatcher.acquire(false).now_or_never().unwrap().unwrap_err(), Refused::QueueFull);
-        assert!(dispatcher.acquire(true).now_or_never().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_pod_that_comes_back_is_as_full_as_it_was() {
-        let dispatcher = Dispatcher::new(1, 10);
-        dispatcher.set_pods(&[address(1)]);
-        let running = dispatcher.acquire(false).await.unwrap();
-        dispatcher.set_pods(&[]);
-        dispatcher.set_pods(&[address(1)]);
-        let mut waiter = Box::pin(dispatcher.acquire(false));
-        assert!(waiter.as_mut().now_or_never().is_none());
-        drop(running);
-        drop(waiter.as_mut().now_or_never().unwrap().unwrap());
-        dispatcher.set_pods(&[]);
-        assert!(dispatcher.0.state.lock().retired.is_empty());
-        dispatcher.close();
-        dispatcher.set_pods(&[address(1)]);
-        assert_eq!(dispatcher.acquire(false).await.unwrap_err(), Refused::Closed);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Arrive,
-        Leave(usize),
-        Finish(usize),
-        Pods(u16),
-    }
-
-    proptest! {
-        /// Never more than the limit in a pod, never someone waiting while a place is free, nothing leaks.
-        #[test]
-        fn places_are_conserved(
-            limit in 1_u32..4,
-            steps in proptest::collection::vec(prop_oneof![
-                3 => Just(Step::Arrive),
-                1 => (0_usize..20).prop_map(Step::Leave),
-                2 => (0_usize..20).prop_map(Step::Finish),
-                1 => (0_u16..5).prop_map(Step::Pods),
-            ], 1..80),
-        ) {
-            let dispatcher = Dispatcher::new(limit, 1000);
-            let mut waiting: Vec<futures::future::BoxFuture<'_, Result<Grant, Refused>>> = Vec::new();
-            let mut running: Vec<Grant> = Vec::new();
-            let mut pods: u16 = 0;
-            for step in steps {
-                match step {
-                    Step::Arrive => waiting.push(Box::pin(dispatcher.acquire(false))),
-                    Step::Leave(n) if !waiting.is_empty() => drop(waiting.remove(n % waiting.len())),
-                    Step::Finish(n) if !running.is_empty() => drop(running.remove(n % running.len())),
-                    Step::Pods(n) => {
-                        pods = n;
-                        dispatcher.set_pods(&(0..n).map(address).collect::<Vec<_>>());
-                    }
-                    Step::Leave(_) | Step::Finish(_) => {}
-                }
-                let mut still = Vec::new();
-                for mut waiter in waiting {
-                    match waiter.as_mut().now_or_never() {
-                        Some(grant) => running.push(grant.unwrap()),
-                        None => still.push(waiter),
-                    }
-                }
-                waiting = still;
-                let current = dispatcher.0.pods.load();
-                prop_assert_eq!(current.len(), usize::from(pods));
-                prop_assert!(current.iter().all(|pod| pod.load() <= limit));
-                let free = current.iter().any(|pod| pod.load() < limit);
-                prop_assert!(waiting.is_empty() || !free, "someone waits while a place is free");
-                prop_assert_eq!(dispatcher.waiting(), waiting.len());
-            }
-            drop(waiting);
-            drop(running);
-            prop_assert!(dispatcher.0.pods.load().iter().all(|pod| pod.load() == 0));
-            prop_assert_eq!(dispatcher.waiting(), 0);
-        }
-    }
-}
+mod tests;

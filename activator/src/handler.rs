@@ -1,7 +1,6 @@
 //! One request through the activator.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ember_dataplane::body::Body;
 use ember_dataplane::drain::Drain;
@@ -15,44 +14,43 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::dispatcher::Refused;
 use crate::link::Outbox;
+use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
 use crate::revision::RevisionState;
+use crate::settings::Settings;
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const ACTIVATOR: HeaderValue = HeaderValue::from_static("activator");
+/// Where the kubelet asks whether the process lives; on any other path whether it is ready.
+const LIVENESS_PATH: &str = "/livez";
 /// How often a request is repeated that a pod may have seen.
 const MOST_REPEATS: u32 = 3;
+
+/// What the handlers of all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) settings: Settings,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) outbox: Arc<Outbox>,
+    /// Cancelled when the activator begins to end.
+    pub(crate) terminating: CancellationToken,
+}
 
 /// The handler of one worker.
 #[derive(Debug)]
 pub(crate) struct Activation {
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) proxy: Proxy,
-    pub(crate) cluster_domain: String,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) terminating: CancellationToken,
+    shared: Arc<Shared>,
+    proxy: Proxy,
 }
 
 impl Activation {
-    pub(crate) fn new(
-        registry: Arc<Registry>,
-        outbox: Arc<Outbox>,
-        pool: Pool,
-        drain: Drain,
-        config: &crate::config::Config,
-        terminating: CancellationToken,
-    ) -> Self {
-        Self {
-            registry,
-            outbox,
-            proxy: Proxy::new(pool, drain),
-            cluster_domain: config.cluster_domain.clone(),
-            connect_timeout: config.connect_timeout,
-            terminating,
-        }
+    pub(crate) fn new(shared: Arc<Shared>, pool: Pool, drain: Drain) -> Self {
+        Self { shared, proxy: Proxy::new(pool, drain) }
     }
 }
 
@@ -65,7 +63,7 @@ struct Reported {
 impl Reported {
     fn enter(revision: &Arc<RevisionState>, outbox: &Arc<Outbox>) -> Self {
         if revision.reporter.enter(outbox.now()) {
-            outbox.wake(&revision.key);
+            outbox.wake(revision);
         }
         Self { revision: Arc::clone(revision), outbox: Arc::clone(outbox) }
     }
@@ -83,8 +81,8 @@ impl Handler for Activation {
             return answer;
         }
         let (namespace, name) = self.target(&request);
-        let Some(revision) = self.registry.get(&namespace, &name) else { return not_found(&name) };
-        let reported = Reported::enter(&revision, &self.outbox);
+        let Some(revision) = self.shared.registry.get(&namespace, &name) else { return not_found(&name) };
+        let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
         let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
         match answer.await {
@@ -103,11 +101,15 @@ impl Handler for Activation {
 impl Activation {
     /// Answers what concerns the activator itself.
     fn probe(&self, request: &mut Request<Body>) -> Option<Response<Body>> {
+        let is_liveness = request.uri().path() == LIVENESS_PATH;
         let headers = request.headers_mut();
         if probe::is_kubelet_probe(headers) {
-            return Some(if self.terminating.is_cancelled() {
+            return Some(if is_liveness {
+                // To restart it because the autoscaler is away, or while it drains, would only lose requests.
+                ember_dataplane::error::status(StatusCode::OK)
+            } else if self.shared.terminating.is_cancelled() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "received SIGTERM from kubelet")
-            } else if !self.outbox.is_connected() {
+            } else if !self.shared.outbox.is_connected() {
                 http_error(StatusCode::INTERNAL_SERVER_ERROR, "connection has not yet been established")
             } else {
                 ember_dataplane::error::status(StatusCode::OK)
@@ -144,7 +146,9 @@ impl Activation {
         if namespace.is_empty() || name.is_empty() {
             let host = text(http::header::HOST);
             let host = host.split(':').next().unwrap_or("");
-            let suffix = host.strip_suffix(&self.cluster_domain).and_then(|h| h.strip_suffix(".svc."));
+            let suffix = host
+                .strip_suffix(self.shared.config.cluster_domain.as_str())
+                .and_then(|h| h.strip_suffix(".svc."));
             if let Some((name, namespace)) = suffix.and_then(|h| h.split_once('.'))
                 && !namespace.contains('.')
             {
@@ -177,22 +181,43 @@ impl Activation {
             Err(error) => return respond(&error),
         };
         outbound.set_protocol(revision.protocol);
+        let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
+        let mut server_timing = None;
         loop {
-            let grant = match revision.dispatcher.acquire(again).await {
+            let queued = Queued::enter(&revision.metrics);
+            let acquired = revision.dispatcher.acquire(again).await;
+            drop(queued);
+            let grant = match acquired {
                 Ok(grant) => grant,
                 Err(Refused::QueueFull) => {
                     return http_error(StatusCode::SERVICE_UNAVAILABLE, &Refused::QueueFull.to_string());
                 }
                 Err(Refused::Closed) => return not_found(&revision.key.name),
             };
+            let active = Active::enter(revision);
             tracing::debug!(target: "ember::coldstart", phase = "forwarded", revision = %revision.key);
-            // Each pod is a backend of its own: its address is the Host.
-            outbound.headers_mut().remove(http::header::HOST);
-            let connect_by = Instant::now() + self.connect_timeout;
+            if grant.is_cold() && !again {
+                let phases = revision.cold_start(queued_at);
+                if self.shared.settings.load().observability.activator_server_timing {
+                    server_timing = HeaderValue::from_str(&phases.server_timing()).ok();
+                }
+            }
+            match &revision.passthrough_host {
+                Some(host) => {
+                    outbound.set_host(host.clone());
+                    outbound.headers_mut().insert(header::PASSTHROUGH_LB, HeaderValue::from_static("true"));
+                }
+                // Each pod is a backend of its own: its address is the Host.
+                None => drop(outbound.headers_mut().remove(http::header::HOST)),
+            }
+            let connect_by = Instant::now() + self.shared.config.connect_timeout;
             match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
                 Ok(mut response) => {
-                    response.body_mut().attach((grant, reported));
+                    if let Some(value) = server_timing {
+                        response.headers_mut().append(SERVER_TIMING, value);
+                    }
+                    response.body_mut().attach((grant, active, reported));
                     return response;
                 }
                 Err(failure) => {

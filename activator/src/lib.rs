@@ -2,53 +2,74 @@
 //! a revision's pods.
 
 pub mod assignment;
+pub mod clock;
+pub mod coldstart;
 pub mod config;
 pub mod dispatcher;
 mod handler;
 pub mod link;
+mod metrics;
 pub mod pod_set;
 pub mod registry;
 pub mod reporter;
 pub mod revision;
+pub mod settings;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ember_api::configmaps::network::{self, Network};
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
+use ember_reconcile::cache::Cache;
 use kube::Client;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use clock::Clock;
 pub use config::Config;
-use handler::Activation;
+use handler::{Activation, Shared};
 use link::Outbox;
 use registry::Registry;
 use revision::Prober;
+use settings::Settings;
 
 /// How long a pod may be silent on a shared connection before it is asked for a sign of life: its node may be gone.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the activator ended.
 #[derive(Debug, thiserror::Error)]
-#[error("the activator cannot listen on {addr}: {source}")]
-pub struct Error {
-    addr: SocketAddr,
-    #[source]
-    source: std::io::Error,
+pub enum Error {
+    /// An address cannot be listened on.
+    #[error("the activator cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A ConfigMap that has to be there is not, or does not parse.
+    #[error("ConfigMap {namespace}/{name} is missing or cannot be used")]
+    ConfigMap {
+        /// The system namespace.
+        namespace: String,
+        /// The ConfigMap.
+        name: &'static str,
+    },
 }
 
 /// Serves until `shutdown`; then goes on for [`Config::drain_settle`] while routing lets go of it, and waits for what
 /// is under way. Watches, probes and the link to the autoscaler run on the calling runtime, requests on `workers`.
 ///
 /// # Errors
-/// When an address cannot be listened on.
+/// [`Error`].
 pub async fn run(
     config: Config,
     io: Io,
@@ -59,28 +80,60 @@ pub async fn run(
     let control = CancellationToken::new();
     let tasks = TaskTracker::new();
     let drain = Drain::new();
-    let prober = Prober {
-        runtime: Handle::current(),
-        tasks: tasks.clone(),
-        stop: control.clone(),
-        proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
-        timeout: config.probe_timeout,
-        first_pause: config.probe_first_pause,
-        longest_pause: config.probe_longest_pause,
-    };
-    let registry = Registry::new(config.clone(), prober);
-    let outbox = Outbox::new(&config.pod_name);
-    tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
-    tasks.spawn(link::run(
-        config.clone(),
-        io.clone(),
-        Arc::clone(&registry),
-        Arc::clone(&outbox),
+    let clock = Clock::start();
+    let settings = Settings::new();
+    tasks.spawn(settings.run(
+        client.clone(),
+        &config.system_namespace,
+        &config.observability_name,
         control.clone(),
     ));
-    let result = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        () = registry.synced() => serve(&config, &io, &registry, &outbox, &workers, &drain, &shutdown).await,
+    let network = tokio::select! {
+        () = shutdown.cancelled() => None,
+        network = network_settings(&config, &settings) => Some(network),
+    };
+    let result = match network {
+        None => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(network)) => {
+            let prober = Prober {
+                runtime: Handle::current(),
+                tasks: tasks.clone(),
+                stop: control.clone(),
+                proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
+                timeout: config.probe_timeout,
+                first_pause: config.probe_first_pause,
+                longest_pause: config.probe_longest_pause,
+                clock,
+                mesh_mode: network.mesh_compatibility_mode,
+                passthrough: network.enable_mesh_pod_addressability,
+                services: Cache::new(),
+            };
+            let registry = Registry::new(config.clone(), prober);
+            let outbox = Outbox::new(&config.pod_name, clock);
+            tasks.spawn(metrics::serve(
+                config.clone(),
+                io.clone(),
+                settings.clone(),
+                metrics::families(&registry, &outbox),
+                control.clone(),
+            ));
+            tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
+            tasks.spawn(link::run(
+                config.clone(),
+                io.clone(),
+                Arc::clone(&registry),
+                Arc::clone(&outbox),
+                control.clone(),
+            ));
+            let terminating = shutdown.clone();
+            let shared = Arc::new(Shared { config, settings, registry, outbox, terminating });
+            let synced = tokio::select! {
+                () = shutdown.cancelled() => false,
+                () = shared.registry.synced() => true,
+            };
+            if synced { serve(&shared, &io, &workers, &drain).await } else { Ok(()) }
+        }
     };
     control.cancel();
     tasks.close();
@@ -89,39 +142,41 @@ pub async fn run(
     result
 }
 
-async fn serve(
-    config: &Config,
-    io: &Io,
-    registry: &Arc<Registry>,
-    outbox: &Arc<Outbox>,
-    workers: &Workers,
-    drain: &Drain,
-    shutdown: &CancellationToken,
-) -> Result<(), Error> {
+/// `config-network` as it is at start, once it is known.
+async fn network_settings(config: &Config, settings: &Settings) -> Result<Network, Error> {
+    settings.synced().await;
+    let snapshot = settings.load();
+    if snapshot.has_network {
+        return Ok(snapshot.network.clone());
+    }
+    let namespace = config.system_namespace.clone();
+    Err(Error::ConfigMap { namespace, name: network::NAME })
+}
+
+async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) -> Result<(), Error> {
+    let config = &shared.config;
     let mut serving = tokio::task::JoinSet::new();
     for port in &config.ports {
         let addr = SocketAddr::new(config.bind, *port);
-        let listener = io.network.listen(addr).await.map_err(|source| Error { addr, source })?;
-        let (config, io, workers, drain) = (config.clone(), io.clone(), workers.clone(), drain.clone());
-        let (registry, outbox, terminating) = (Arc::clone(registry), Arc::clone(outbox), shutdown.clone());
+        let listener = io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })?;
+        let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
             server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
-                let options =
-                    pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };
+                // A connection stays on its worker: the limits are shared out.
+                let share = |all: usize| all.div_ceil(workers.len());
+                let options = pool::Options {
+                    max_idle: share(shared.config.max_idle_connections),
+                    max_idle_per_address: share(shared.config.max_idle_connections_per_pod),
+                    ping_interval: Some(PING_INTERVAL),
+                    ..pool::Options::default()
+                };
                 let pool = Pool::new(io.clone(), options);
-                Arc::new(Activation::new(
-                    Arc::clone(&registry),
-                    Arc::clone(&outbox),
-                    pool,
-                    drain.clone(),
-                    &config,
-                    terminating.clone(),
-                ))
+                Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone()))
             })
             .await;
         });
     }
-    shutdown.cancelled().await;
+    shared.terminating.cancelled().await;
     drain.announce();
     tokio::time::sleep(config.drain_settle).await;
     drain.finish(config.drain_timeout).await;

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ember_dataplane::io::{Io, Stream};
@@ -18,9 +19,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::reporter::immediate;
+use crate::revision::RevisionState;
 
 /// How long one attempt to connect may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,26 +34,66 @@ pub struct Outbox {
     /// At most one for each revision.
     pending: Mutex<HashMap<Key, Stat>>,
     filled: Notify,
+    /// Revisions that have something to report, or may have. Those without traffic are not looked at.
+    active: Mutex<HashMap<Key, Arc<RevisionState>>>,
     connected: watch::Sender<bool>,
-    base: Instant,
+    lost: AtomicU64,
+    clock: Clock,
     pod_name: String,
 }
 
 impl Outbox {
-    pub(crate) fn new(pod_name: &str) -> Arc<Self> {
+    pub(crate) fn new(pod_name: &str, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             pending: Mutex::default(),
             filled: Notify::new(),
+            active: Mutex::default(),
             connected: watch::Sender::new(false),
-            base: Instant::now(),
+            lost: AtomicU64::new(0),
+            clock,
             pod_name: pod_name.to_owned(),
         })
     }
 
     /// Has the autoscaler told at once that a revision has a request.
-    pub fn wake(&self, key: &Key) {
-        self.pending.lock().insert(key.clone(), immediate(&self.pod_name));
+    pub fn wake(&self, revision: &Arc<RevisionState>) {
+        self.active.lock().insert(revision.key.clone(), Arc::clone(revision));
+        self.pending.lock().insert(revision.key.clone(), immediate(&self.pod_name));
         self.filled.notify_one();
+    }
+
+    /// The reports of all revisions that have traffic. One that has none any more is not looked at again until it is
+    /// woken.
+    fn report(&self) -> Vec<WireStatMessage> {
+        let now = self.now();
+        let active = std::mem::take(&mut *self.active.lock());
+        let mut messages = Vec::with_capacity(active.len());
+        for (key, revision) in active {
+            if let Some(stat) = revision.reporter.report(now, &self.pod_name) {
+                revision.metrics.set_concurrency(stat.average_concurrent_requests);
+                messages.push(message(key.clone(), stat));
+            }
+            // Who comes after this look is woken again.
+            if !revision.reporter.is_idle() {
+                self.active.lock().entry(key).or_insert(revision);
+            }
+        }
+        messages
+    }
+
+    /// What the last connection took may have been lost with it, and a request may be waiting to be known of.
+    fn begin_again(&self) {
+        let pending = self.pending.lock();
+        for (key, revision) in self.active.lock().iter() {
+            if !pending.contains_key(key) {
+                revision.reporter.told_in_vain();
+            }
+        }
+    }
+
+    /// Connections that were lost so far.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Whether the autoscaler can be reached.
@@ -62,12 +105,7 @@ impl Outbox {
     /// Monotonic nanoseconds, as statistics take them.
     #[must_use]
     pub fn now(&self) -> u64 {
-        u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Whether a report waits to be sent at once.
-    fn holds(&self, key: &Key) -> bool {
-        self.pending.lock().contains_key(key)
+        self.clock.now()
     }
 
     fn take(&self) -> Vec<WireStatMessage> {
@@ -111,6 +149,7 @@ pub(crate) async fn run(
                 let since = Instant::now();
                 let ended = talk(socket, &config, &registry, &outbox, &shutdown).await;
                 outbox.connected.send_replace(false);
+                outbox.lost.fetch_add(1, Ordering::Relaxed);
                 if shutdown.is_cancelled() {
                     return;
                 }
@@ -149,12 +188,7 @@ async fn talk(
     outbox: &Outbox,
     shutdown: &CancellationToken,
 ) -> String {
-    // What the last connection took may have been lost with it, and a request may be waiting to be known of.
-    for revision in registry.all() {
-        if !outbox.holds(&revision.key) {
-            revision.reporter.told_in_vain();
-        }
-    }
+    outbox.begin_again();
     // The first tick comes at once: a new autoscaler has to know what is under way.
     let mut tick = tokio::time::interval(config.report_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -184,12 +218,7 @@ async fn talk(
             _ = tick.tick() => {
                 let mut batch = outbox.take();
                 let immediate = batch.len();
-                let now = outbox.now();
-                for revision in registry.all() {
-                    if let Some(stat) = revision.reporter.report(now, &config.pod_name) {
-                        batch.push(message(revision.key.clone(), stat));
-                    }
-                }
+                batch.extend(outbox.report());
                 (immediate, batch)
             }
             _ = ping.tick() => {
@@ -213,6 +242,9 @@ async fn talk(
             return why;
         }
         for WireStatMessage { namespace, name, .. } in messages.messages.iter().take(immediate) {
+            if let Some(revision) = registry.get(namespace, name) {
+                revision.reported();
+            }
             let revision = format_args!("{namespace}/{name}");
             tracing::debug!(target: "ember::coldstart", phase = "reported", %revision);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,10 +17,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assignment::position;
 use crate::config::Config;
-use crate::revision::{Prober, RevisionState, ready_ips};
+use crate::revision::{Prober, RevisionState, private_service, ready_ips};
 
 /// By namespace, then name.
 type Revisions = HashMap<String, HashMap<String, Arc<RevisionState>>>;
+
+/// A change copies one of so many parts of the whole.
+const SHARDS: usize = 256;
+
+/// An immutable snapshot of some of the revisions, and the right to replace it.
+#[derive(Default)]
+struct Shard {
+    snapshot: ArcSwap<Revisions>,
+    /// One writer at a time.
+    writing: Mutex<()>,
+}
 
 /// The known revisions.
 pub struct Registry {
@@ -27,9 +39,8 @@ pub struct Registry {
     prober: Prober,
     revisions: Cache<Revision>,
     endpoints: Cache<Endpoints>,
-    snapshot: ArcSwap<Revisions>,
-    /// One writer at a time.
-    writing: Mutex<()>,
+    shards: Box<[Shard]>,
+    hasher: RandomState,
 }
 
 impl fmt::Debug for Registry {
@@ -45,25 +56,36 @@ impl Registry {
             prober,
             revisions: Cache::new(),
             endpoints: Cache::new(),
-            snapshot: ArcSwap::default(),
-            writing: Mutex::new(()),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            hasher: RandomState::new(),
         })
     }
 
     /// The revision of that name.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RevisionState>> {
-        self.snapshot.load().get(namespace)?.get(name).cloned()
+        self.shard(namespace, name).snapshot.load().get(namespace)?.get(name).cloned()
+    }
+
+    fn shard(&self, namespace: &str, name: &str) -> &Shard {
+        // The remainder is below the number of shards.
+        #[expect(clippy::cast_possible_truncation, reason = "only spreads")]
+        let hash = self.hasher.hash_one((namespace, name)) as usize;
+        &self.shards[hash % SHARDS]
     }
 
     /// All revisions.
     pub(crate) fn all(&self) -> Vec<Arc<RevisionState>> {
-        self.snapshot.load().values().flat_map(|names| names.values().cloned()).collect()
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(shard.snapshot.load().values().flat_map(|names| names.values().cloned()));
+        }
+        all
     }
 
     /// Waits until the first listings are in.
     pub(crate) async fn synced(&self) {
-        tokio::join!(self.revisions.synced(), self.endpoints.synced());
+        tokio::join!(self.revisions.synced(), self.endpoints.synced(), self.prober.services.synced());
     }
 
     /// Follows the API until `shutdown`.
@@ -92,9 +114,12 @@ impl Registry {
             }
         });
         let selector = watcher::Config::default().labels(labels::SERVICE_TYPE);
+        let private = format!("{}={}", labels::SERVICE_TYPE, labels::SERVICE_TYPE_PRIVATE);
+        let private = watcher::Config::default().labels(&private);
         tokio::join!(
             self.revisions.run(Api::all(client.clone()), watcher::Config::default(), shutdown.clone()),
-            self.endpoints.run(Api::all(client), selector, shutdown),
+            self.endpoints.run(Api::all(client.clone()), selector.clone(), shutdown.clone()),
+            self.prober.services.run(Api::all(client), private, shutdown),
         );
     }
 
@@ -123,15 +148,14 @@ impl Registry {
             return;
         }
         let state = Arc::new(RevisionState::new(revision, &self.config, self.prober.clone()));
-        self.edit(|revisions| {
+        self.shard(&key.namespace, &key.name).edit(|revisions| {
             revisions.entry(key.namespace.clone()).or_default().insert(key.name.clone(), Arc::clone(&state));
         });
         if let Some(known) = known {
             known.close();
         }
         // Endpoints may have come before their revision.
-        let service = names::pod_autoscaler(&key.name);
-        for name in [names::private_service(&service), service] {
+        for name in [private_service(&key.name), names::pod_autoscaler(&key.name)] {
             if let Some(endpoints) = self.endpoints.get(&key.namespace, &name) {
                 self.take_over(&state, &endpoints, true);
             }
@@ -144,7 +168,7 @@ impl Registry {
         if known.uid != revision.metadata.uid.as_deref().unwrap_or_default() {
             return;
         }
-        self.edit(|revisions| {
+        self.shard(&key.namespace, &key.name).edit(|revisions| {
             if let Some(names) = revisions.get_mut(&key.namespace) {
                 names.remove(&key.name);
                 if names.is_empty() {
@@ -154,7 +178,9 @@ impl Registry {
         });
         known.close();
     }
+}
 
+impl Shard {
     fn edit(&self, change: impl FnOnce(&mut Revisions)) {
         let _one_at_a_time = self.writing.lock();
         let mut next = Revisions::clone(&self.snapshot.load());

@@ -48,6 +48,12 @@ impl Reporter {
         }
     }
 
+    /// Whether there is nothing to report: the next request is reported at once.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
     /// The report of the time since the last one; `None` for a revision without traffic. After a window without any
     /// concurrency, which is reported as zero once, the next request is reported at once again.
     #[must_use]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::activator;
 use crate::client::commands::Output;
 use crate::demo_app::App;
 
@@ -66,6 +67,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Run the activator, configured as its container on Kubernetes
+    Activator(activator::Options),
     /// Serve a small app to try things with
     DemoApp {
         /// Which app

@@ -1,7 +1,9 @@
 //! The `ember` command: Knative Serving in one process, and its command line.
 
+mod activator;
 mod cli;
 mod client;
+mod container;
 mod demo_app;
 mod up;
 
@@ -32,6 +34,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Up(options) => up::run(&options),
+        Command::Activator(options) => activator::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {
             block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))

@@ -108,6 +108,10 @@ pub struct Observability {
     /// Whether probes are logged too.
     #[serde(skip_serializing_if = "is_false")]
     pub enable_probe_request_log: bool,
+    /// Whether answers to requests that waited for a first pod tell in a `Server-Timing` header what that took. Ours
+    /// alone, key `activator-server-timing`; no concern of queue-proxy.
+    #[serde(skip)]
+    pub activator_server_timing: bool,
 }
 
 impl Default for Observability {
@@ -122,6 +126,7 @@ impl Default for Observability {
             enable_request_log: false,
             request_log_template: DEFAULT_REQUEST_LOG_TEMPLATE.to_owned(),
             enable_probe_request_log: false,
+            activator_server_timing: false,
         }
     }
 }
@@ -145,6 +150,7 @@ impl Observability {
         data.string("logging.request-log-template", &mut config.request_log_template);
         data.bool("logging.enable-request-log", &mut config.enable_request_log)?;
         data.bool("logging.enable-probe-request-log", &mut config.enable_probe_request_log)?;
+        data.bool("activator-server-timing", &mut config.activator_server_timing)?;
         if config.enable_request_log && config.request_log_template.is_empty() {
             return Err(ConfigError(
                 r#""logging.enable-request-log" was set to true, but no "logging.request-log-template" was specified"#

@@ -357,6 +357,11 @@ fn errors_are_worded_as_upstream_words_them() {
         ("config-observability", map([("metrics-protocol", "x")]), r#"unsupported protocol "x""#),
         (
             "config-observability",
+            map([("activator-server-timing", "perhaps")]),
+            r#"failed to parse "activator-server-timing": strconv.ParseBool: parsing "perhaps": invalid syntax"#,
+        ),
+        (
+            "config-observability",
             map([("runtime-export-interval", "-1s")]),
             r#"export interval "-1s" should be greater than zero"#,
         ),

@@ -10,7 +10,7 @@ use ember_apiserver::ApiServer;
 use ember_dataplane::io::Io;
 use ember_dataplane::worker::Workers;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Endpoints;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const NAMESPACE: &str = "default";
+const SYSTEM_NAMESPACE: &str = "knative-serving";
 const REVISION: &str = "bench";
 
 /// Where it is.
@@ -38,6 +39,11 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let server = ApiServer::open(ember_apiserver::Config::new(&options.data_dir))?;
     let client = server.client();
+    let system: Namespace = serde_json::from_value(json!({"metadata": {"name": SYSTEM_NAMESPACE}}))?;
+    Api::all(client.clone()).create(&PostParams::default(), &system).await.context("the namespace")?;
+    let network: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "config-network"}}))?;
+    let maps = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    maps.create(&PostParams::default(), &network).await.context("its settings")?;
     let revision: Revision = serde_json::from_value(json!({
         "apiVersion": "serving.knative.dev/v1", "kind": "Revision", "metadata": {"name": REVISION},
         "spec": {"containers": [{"name": "user-container", "image": "dev.local/host"}]},

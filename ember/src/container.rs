@@ -1,0 +1,156 @@
+//! One component in a container of its own: what every such process does before and around its component.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use ember_api::configmaps::logging::Logging;
+use ember_telemetry::logs;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long the API server may take to answer at start, and the pause between attempts.
+const API_PATIENCE: Duration = Duration::from_secs(60);
+const API_PAUSE: Duration = Duration::from_secs(1);
+/// As above, for the first look at the logging configuration.
+const LOGGING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What every component's command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Container {
+    /// Kubeconfig of the API server [default: $KUBECONFIG, ~/.kube/config, or the pod's service account]
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Address to listen on [default: all]
+    #[arg(long)]
+    pub(crate) bind: Option<IpAddr>,
+}
+
+impl Container {
+    /// A client of the API server, once that answers and is new enough.
+    ///
+    /// # Errors
+    /// When there is no usable configuration, no answer in time, or too old a server.
+    pub(crate) async fn connect(&self, min_version: &str) -> anyhow::Result<Client> {
+        let config = match &self.kubeconfig {
+            Some(file) => {
+                let content = Kubeconfig::read_from(file)
+                    .with_context(|| format!("cannot use kubeconfig {}", file.display()))?;
+                kube::Config::from_custom_kubeconfig(content, &KubeConfigOptions::default()).await?
+            }
+            None => kube::Config::infer().await.context("no API server is configured")?,
+        };
+        let client = Client::try_from(config).context("no API server is configured")?;
+        let asking = async {
+            loop {
+                match client.apiserver_version().await {
+                    Ok(version) => return version.git_version,
+                    Err(error) => eprintln!("waiting for the API server: {error}"),
+                }
+                tokio::time::sleep(API_PAUSE).await;
+            }
+        };
+        let version = tokio::time::timeout(API_PATIENCE, asking)
+            .await
+            .with_context(|| format!("the API server did not answer within {API_PATIENCE:?}"))?;
+        if !at_least(&version, min_version) {
+            bail!(
+                "kubernetes version {version:?} is not compatible, need at least {min_version:?} \
+                 (this can be overridden with the env var \"KUBERNETES_MIN_VERSION\")"
+            );
+        }
+        Ok(client)
+    }
+}
+
+/// Sets logging up: JSON lines, at the level that ConfigMap `name` gives the component; info without one.
+///
+/// # Errors
+/// When logging is set up already.
+pub(crate) async fn log(client: &Client, namespace: &str, name: &str, component: &str) -> anyhow::Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let reading = tokio::time::timeout(LOGGING_PATIENCE, maps.get_opt(name)).await;
+    let map = match reading {
+        Ok(Ok(map)) => map.unwrap_or_default(),
+        Ok(Err(error)) => {
+            eprintln!("cannot read ConfigMap {namespace}/{name}, logging with defaults: {error}");
+            ConfigMap::default()
+        }
+        Err(_) => {
+            eprintln!("cannot read ConfigMap {namespace}/{name} in time, logging with defaults");
+            ConfigMap::default()
+        }
+    };
+    let settings = Logging::parse(&map.data.unwrap_or_default()).unwrap_or_else(|error| {
+        eprintln!("ConfigMap {namespace}/{name}: {error}; logging with defaults");
+        Logging::default()
+    });
+    let level = match settings.levels.get(component).map(String::as_str) {
+        Some(level @ ("debug" | "warn" | "error")) => level,
+        // Beyond errors zap has levels of its own.
+        Some("dpanic" | "panic" | "fatal") => "error",
+        _ => "info",
+    };
+    Ok(logs::init(logs::Format::Json, level)?)
+}
+
+/// Runs until `component` ends. The first SIGTERM or SIGINT cancels `shutdown`, upon which it drains; a second one is an
+/// error at once.
+///
+/// # Errors
+/// The component's own, and the second signal.
+pub(crate) async fn until_signalled<E>(
+    component: impl Future<Output = Result<(), E>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut component = std::pin::pin!(component);
+    loop {
+        tokio::select! {
+            ended = &mut component => return Ok(ended?),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if shutdown.is_cancelled() {
+            bail!("second signal: exiting at once");
+        }
+        shutdown.cancel();
+    }
+}
+
+/// Whether a version such as `v1.34.1+k3s1` is no older than another; pre-releases count as their release.
+fn at_least(version: &str, min: &str) -> bool {
+    fn numbers(version: &str) -> Vec<u64> {
+        let core = version.trim_start_matches('v').split(['-', '+']).next().unwrap_or_default();
+        core.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+    }
+    numbers(version) >= numbers(min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, min, enough) in [
+            ("v1.34.0", "v1.34.0", true),
+            ("v1.34.1+k3s1", "v1.34.0", true),
+            ("v1.34.0-gke.1", "v1.34.0", true),
+            ("v1.9.9", "v1.34.0", false),
+            ("v2.0.0", "v1.34.0", true),
+            ("v1.33.7", "v1.34.0", false),
+        ] {
+            assert_eq!(at_least(version, min), enough, "{version} and {min}");
+        }
+    }
+}
