@@ -212,6 +212,32 @@ fn an_upgraded_stream_outlives_sigterm() {
 }
 
 #[test]
+fn a_probe_that_fails_is_told_of_once_and_one_that_succeeds_is_not() {
+    isolated("a_probe_that_fails_is_told_of_once_and_one_that_succeeds_is_not", async {
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let closed = closed.local_addr().unwrap().port();
+        for (port, lines) in [(closed, 1), (app().await.0, 0)] {
+            let probe =
+                format!(r#"{{"tcpSocket":{{"port":{port},"host":"127.0.0.1"}},"successThreshold":1}}"#);
+            let program = Program::start(port, &[AT_ONCE, ("SERVING_READINESS_PROBE", &probe)]).await;
+            if lines == 0 {
+                assert_eq!(body(&get(8012, "/", KUBELET).await), "queue");
+            } else {
+                // What is served is served by the thread that probes: it has begun.
+                assert!(get(9090, "/metrics", "").await.contains("pod-1"));
+            }
+            program.signal(Signal::SIGTERM);
+            let (code, words) = program.end().await;
+            assert_eq!(
+                (code, words.matches("aggressive probe error (failed ").count()),
+                (Some(0), lines),
+                "{words}"
+            );
+        }
+    });
+}
+
+#[test]
 fn a_port_that_is_taken_ends_it_with_code_one() {
     isolated("a_port_that_is_taken_ends_it_with_code_one", async {
         for port in [8012, 8022, 9090] {
