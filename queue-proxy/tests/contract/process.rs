@@ -214,8 +214,9 @@ fn an_upgraded_stream_outlives_sigterm() {
 #[test]
 fn a_probe_that_fails_is_told_of_once_and_one_that_succeeds_is_not() {
     isolated("a_probe_that_fails_is_told_of_once_and_one_that_succeeds_is_not", async {
-        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let closed = closed.local_addr().unwrap().port();
+        let reserved = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let closed = reserved.local_addr().unwrap().port();
+        drop(reserved);
         for (port, lines) in [(closed, 1), (app().await.0, 0)] {
             let probe =
                 format!(r#"{{"tcpSocket":{{"port":{port},"host":"127.0.0.1"}},"successThreshold":1}}"#);

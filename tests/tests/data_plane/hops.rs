@@ -12,7 +12,7 @@ use ember_dataplane::stat::{Stat, WireStatMessages};
 use ember_dataplane::worker::Workers;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -93,8 +93,14 @@ impl Hops {
         let data = tempfile::tempdir().unwrap();
         let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
         let client = server.client();
-        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "ns"}})).unwrap();
-        Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        for name in ["ns", "knative-serving"] {
+            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+            Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        }
+        let network: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": "config-network"}, "data": {}})).unwrap();
+        let maps = Api::namespaced(client.clone(), "knative-serving");
+        maps.create(&PostParams::default(), &network).await.unwrap();
         let ports = json!([{"name": if h2c { "h2c" } else { "http1" }, "containerPort": 8080}]);
         let revision: Revision = serde_json::from_value(json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Revision", "metadata": {"name": "rev"},
