@@ -110,6 +110,13 @@ mod tests {
         golden::report("childname", cases.len(), &failures);
     }
 
+    #[test]
+    fn the_contracts_private_services() {
+        let name = |letters: usize| private_service(&"a".repeat(letters));
+        assert_eq!(name(55), format!("{}-private", "a".repeat(55)));
+        assert_eq!(name(56), "aaaaaaaaaaaaaaaaaaaaaaa3b0c8ac703f828b04c6c197006d17218-private");
+    }
+
     proptest::proptest! {
         #[test]
         fn a_child_is_a_label_long_at_most(parent in "[a-z0-9.-]{0,120}", suffix in "[a-z0-9-]{0,80}") {

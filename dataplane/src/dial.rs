@@ -114,6 +114,31 @@ mod tests {
         assert!(error.to_string().starts_with("timed out dialing 10.0.0.1:80 after "), "{error}");
     }
 
+    /// A network on which everybody refuses.
+    #[derive(Default)]
+    struct Refusal(AtomicU32);
+
+    impl Network for Refusal {
+        fn listen<'a>(&'a self, _: std::net::SocketAddr) -> BoxFuture<'a, std::io::Result<Listener>> {
+            Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
+        }
+
+        fn connect<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, std::io::Result<Stream>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_timeouts_are_tried_again() {
+        let refusal = Arc::new(Refusal::default());
+        let io = Io { clock: Arc::new(SystemClock), network: Arc::clone(&refusal) as _ };
+        let begun = Instant::now();
+        let error = Dial::default().connect(&io, &Address::new("10.0.0.1", 80), None).await.unwrap_err();
+        assert_eq!(error.to_string(), "dial tcp 10.0.0.1:80: connect: connection refused");
+        assert_eq!((refusal.0.load(Ordering::Relaxed), begun.elapsed()), (1, Duration::ZERO));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_deadline_bounds_all_attempts() {
         let io = Io { clock: Arc::new(SystemClock), network: Arc::new(BlackHole::default()) };

@@ -73,7 +73,8 @@ pub struct Config {
     pub stat_port: u16,
     /// How often the statistics are renewed. 1 s.
     pub stat_period: Duration,
-    /// After SIGTERM: how long no request may arrive before the sidecar ends. 30 s.
+    /// After SIGTERM: how long no request may arrive before the sidecar ends. 30 s, or
+    /// `QUEUE_PROXY_DRAIN_QUIET_SECONDS`, which Knative does not know.
     pub drain_quiet_period: Duration,
     /// After that: how long requests in flight may take to end. The revision's timeout, at least 60 s.
     pub drain_timeout: Duration,
@@ -142,6 +143,14 @@ impl Env {
             None => Ok(0),
             Some(value) => parse_int(value).map_err(|reason| ConfigError::invalid(name, value, &reason)),
         }
+    }
+
+    fn seconds(&self, name: &'static str, default: u64) -> Result<Duration, ConfigError> {
+        let seconds = match self.get(name) {
+            None => default,
+            Some(_) => u64::try_from(self.int(name)?).unwrap_or(0),
+        };
+        Ok(Duration::from_secs(seconds))
     }
 
     fn boolean(&self, name: &'static str) -> Result<bool, ConfigError> {
@@ -244,7 +253,7 @@ impl Config {
             admin_port: port::ADMIN,
             stat_port: port::AUTOSCALING_METRICS,
             stat_period: Duration::from_secs(1),
-            drain_quiet_period: Duration::from_secs(30),
+            drain_quiet_period: env.seconds("QUEUE_PROXY_DRAIN_QUIET_SECONDS", 30)?,
             drain_timeout: total.max(Duration::from_secs(60)),
             drain_upgraded_timeout: Duration::from_secs(60),
             drain_reset_after: Duration::from_secs(1),
@@ -333,6 +342,11 @@ mod tests {
         assert_eq!(config.timeouts.response_start, None);
         assert_eq!(config.timeouts.total, Some(Duration::from_secs(300)));
         assert_eq!(config.drain_timeout, Duration::from_secs(300));
+        assert_eq!(config.drain_quiet_period, Duration::from_secs(30));
+        for (text, seconds) in [("0", 0), ("-1", 0), ("7", 7)] {
+            let config = with("QUEUE_PROXY_DRAIN_QUIET_SECONDS", text).unwrap();
+            assert_eq!(config.drain_quiet_period, Duration::from_secs(seconds));
+        }
         let at_once = with("REVISION_TIMEOUT_SECONDS", "-1").unwrap();
         assert_eq!(at_once.timeouts.total, Some(Duration::ZERO));
         assert_eq!(at_once.drain_timeout, Duration::from_secs(60));

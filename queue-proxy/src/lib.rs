@@ -131,8 +131,13 @@ pub async fn run(
     let quiet = Quiet::new(config.drain_quiet_period);
     let drained = CancellationToken::new();
     let reporter = Arc::new(Reporter::new(config.pod.clone(), config.stat_period));
-    let prober =
-        Readiness::new(config.readiness_probes.clone(), io.clone(), config.app_host, stop_probing.clone());
+    let prober = Readiness::new(
+        config.readiness_probes.clone(),
+        io.clone(),
+        config.app_host,
+        config.http2_auto_detection,
+        stop_probing.clone(),
+    );
     let app = Address::from((config.app_host, config.user_port));
     let protocol = Protocol::of_data_port(config.serving_port);
     let observer = Observer::start(observability, &app, protocol, breaker.is_some());

@@ -60,18 +60,19 @@ struct Inner {
 }
 
 impl Readiness {
-    /// No probe: ready at once.
+    /// No probe: ready at once. `http2`: HTTP probes speak HTTP/2 to apps that do.
     pub(crate) fn new(
         probes: Vec<Probe>,
         io: Io,
         app_host: std::net::IpAddr,
+        http2: bool,
         stop: CancellationToken,
     ) -> Self {
         let ready = probes.is_empty();
         let known = Known { ready, started: ready, failures: 0, at: Instant::now() };
         Self(Arc::new(Inner {
             probes,
-            prober: Prober::new(io, app_host),
+            prober: Prober::new(io, app_host, http2),
             known: watch::Sender::new(known),
             current: Mutex::new(None),
             error: Mutex::default(),

@@ -1,0 +1,18 @@
+//! The sidecar's contract, statement by statement (docs/data-plane-contract.md): over real sockets, in memory on a
+//! clock that jumps where only times matter, and as the program where the process matters.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod admission;
+mod drain;
+mod environment;
+mod headers;
+mod network;
+mod peers;
+mod probes;
+mod process;
+mod proxying;
+mod readiness;
+mod sidecar;
+mod statistics;
+mod timeouts;
+mod wire;

@@ -1,0 +1,74 @@
+//! What `docs/data-plane-contract.md` says is tested, is: every test it names is there, and no statement is named twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The functions of the workspace's tests, by name, with the files they are in.
+fn functions() -> BTreeMap<String, BTreeSet<String>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(root()).unwrap() {
+        let member = entry.unwrap().path();
+        for part in ["src", "tests"] {
+            sources(&member.join(part), &mut files);
+        }
+    }
+    let mut functions = BTreeMap::<String, BTreeSet<String>>::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for line in text.lines() {
+            let line = line.trim_start().trim_start_matches("async ");
+            if let Some((name, _)) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')) {
+                functions.entry(name.to_owned()).or_default().insert(file.display().to_string());
+            }
+        }
+    }
+    functions
+}
+
+#[test]
+fn what_the_table_names_is_there() {
+    let table = fs::read_to_string(root().join("docs/data-plane-contract.md")).unwrap();
+    let functions = functions();
+    let (mut ids, mut wrong) = (BTreeSet::new(), Vec::new());
+    for line in table.lines() {
+        if let Some((id, _)) = line.strip_prefix("| ").and_then(|rest| rest.split_once(" | "))
+            && ["QP-", "AC-", "SH-"].iter().any(|prefix| id.starts_with(prefix))
+            && !ids.insert(id.to_owned())
+        {
+            wrong.push(format!("{id} stands twice"));
+        }
+        for name in line.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
+            let (module, test) = name.rsplit_once("::").unwrap();
+            // The last part of the module is the name of the file, or the file's only one.
+            let file = module.rsplit("::").next().unwrap();
+            let file = match file {
+                "qp-h2c" => "queue-proxy/tests/h2c.rs".to_owned(),
+                "hop-tls" => "dataplane/tests/tls.rs".to_owned(),
+                file => format!("/{}", file.rsplit('/').next().unwrap()),
+            };
+            let there =
+                functions.get(test).is_some_and(|files| files.iter().any(|found| found.contains(&file)));
+            if !there && !["file::module::test", "crate::module::test"].contains(&name) {
+                wrong.push(name.to_owned());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(ids.len(), 135, "statements");
+}
