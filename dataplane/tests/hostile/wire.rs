@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Longer than anything takes that is going to happen.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -135,6 +135,18 @@ pub(crate) async fn friendly() -> SocketAddr {
             if wire.stream.write_all(OK.as_bytes()).await.is_err() {
                 return;
             }
+        }
+    })
+    .await
+}
+
+/// A backend whose answers soon fill all buffers on their way.
+pub(crate) async fn verbose() -> SocketAddr {
+    backend(|mut wire| async move {
+        let body = "x".repeat(100_000);
+        let long = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        while let Ok(head) = wire.try_until("\r\n\r\n").await {
+            wire.send(if head.starts_with("GET /other") { OK } else { &long }).await;
         }
     })
     .await
