@@ -152,13 +152,7 @@ impl Activation {
         let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
         if namespace.is_empty() || name.is_empty() {
             let host = text(http::header::HOST);
-            let host = host.split(':').next().unwrap_or("");
-            let suffix = host
-                .strip_suffix(self.shared.config.cluster_domain.as_str())
-                .and_then(|h| h.strip_suffix(".svc."));
-            if let Some((name, namespace)) = suffix.and_then(|h| h.split_once('.'))
-                && !namespace.contains('.')
-            {
+            if let Some((name, namespace)) = revision_of_host(host, &self.shared.config.cluster_domain) {
                 return (namespace.to_owned(), name.to_owned());
             }
         }
@@ -256,7 +250,49 @@ fn is_the_pods_fault(error: &ProxyError) -> bool {
     }
 }
 
+/// Name and namespace in a host `name.namespace.svc.<cluster domain>`.
+fn revision_of_host<'a>(host: &'a str, cluster_domain: &str) -> Option<(&'a str, &'a str)> {
+    let host = host.split(':').next()?;
+    let (name, namespace) = host.strip_suffix(cluster_domain)?.strip_suffix(".svc.")?.split_once('.')?;
+    (!namespace.contains('.')).then_some((name, namespace))
+}
+
 fn not_found(name: &str) -> Response<Body> {
     let text = format!("Error getting active endpoint: revision.serving.knative.dev {name:?} not found");
     http_error(StatusCode::NOT_FOUND, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same by upstream's words: four parts at most, the third is `svc`, the fourth up to `:` the domain.
+    fn by_parts<'a>(host: &'a str, cluster_domain: &str) -> Option<(&'a str, &'a str)> {
+        let parts: Vec<&str> = host.splitn(4, '.').collect();
+        let [name, namespace, "svc", domain] = parts[..] else { return None };
+        (domain.split(':').next() == Some(cluster_domain)).then_some((name, namespace))
+    }
+
+    proptest! {
+        #[test]
+        fn a_host_names_a_revision_as_upstream_reads_it(host in prop_oneof![
+            ".*",
+            r"[a-z.]{0,8}\.?[a-z]{0,3}\.(svc|svv)\.cluster\.(local|locally)(:[0-9]{0,5})?",
+            r"[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}\.svc\.cluster\.local(:80)?",
+        ]) {
+            let found = revision_of_host(&host, "cluster.local");
+            // A colon further ahead makes it no host.
+            if host.matches(':').count() <= 1 && !host.contains(":.") {
+                let expected = by_parts(&host, "cluster.local").filter(|(name, namespace)| {
+                    !name.contains(':') && !namespace.contains(':')
+                });
+                prop_assert_eq!(found, expected);
+            }
+            if let Some((name, namespace)) = found {
+                prop_assert!(!name.contains(['.', ':']) && !namespace.contains(['.', ':']));
+            }
+        }
+    }
 }

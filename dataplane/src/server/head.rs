@@ -32,6 +32,7 @@ const READ_LATER: [HeaderName; 2] = [header::TE, header::UPGRADE];
 pub(super) fn settle(request: &mut Request<Body>) -> Result<(), Box<Response<Body>>> {
     let multiplexed = request.version() == Version::HTTP_2;
     if !multiplexed {
+        // Routed by one and served by another, a second Host could reach what the first hides.
         if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
             return Err(bad_request("too many Host headers"));
         }

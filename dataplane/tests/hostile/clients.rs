@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::wire::{
-    LONG, Wire, backend, brief_hop, eventually, friendly, hop, hop_with, others_are_served, recorder,
+    LONG, Wire, backend, brief_hop, eventually, friendly, hop, hop_with, others_are_served, recorder, verbose,
 };
 
 /// As many connections as the descriptors suffice for, with both ends in this process.
@@ -43,8 +43,6 @@ async fn idle_connections_are_no_burden() {
     // They are still there, and as good as any.
     for (index, client) in clients.iter_mut().enumerate() {
         client.send(if index % 3 == 2 { ": a\r\n\r\n" } else { "GET / HTTP/1.1\r\nhost: a\r\n\r\n" }).await;
-    }
-    for client in &mut clients {
         client.until("\r\n\r\nok").await;
     }
 }
@@ -136,7 +134,7 @@ async fn who_takes_nothing_is_let_go_of_without_any_timer_of_the_request() {
 
 #[tokio::test]
 async fn pipelined_requests_of_who_does_not_read_are_taken_only_so_far() {
-    let addr = friendly().await;
+    let addr = verbose().await;
     let options = Options { stall_timeout: Duration::from_secs(2), ..Options::default() };
     let hop = hop_with(addr, Protocol::Http1, Timeouts::default(), options).await;
     let mut client = Wire::connect(hop.addr).await;

@@ -239,7 +239,7 @@ async fn a_flood_of_resets_ends_the_connection() {
     let hop = hop(addr).await;
     let mut client = Client::connect(hop.addr).await;
     let mut flood = Vec::new();
-    for stream in (1..40_000).step_by(2) {
+    for stream in (1..10_000).step_by(2) {
         flood.extend(get(stream, "/"));
         flood.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
     }
@@ -356,9 +356,9 @@ async fn frames_that_carry_nothing_end_the_connection() {
         [("empty ones", &b""[..], 0), ("small ones", b"x", 0), ("padding", &[1, 0], PADDED)]
     {
         let mut client = Client::connect(hop.addr).await;
-        let (mut flood, each) = (Vec::new(), 2000);
+        let (mut flood, each) = (Vec::new(), 200);
         // On many streams: the window of one ends sooner.
-        for stream in (1..400).step_by(2) {
+        for stream in (1..200).step_by(2) {
             flood.extend(frame(HEADERS, END_HEADERS, stream, &fields("POST", "/", &[])));
             flood.extend(frame(DATA, flags, stream, payload).repeat(each));
         }
@@ -379,8 +379,9 @@ async fn frames_that_carry_nothing_end_the_connection() {
         frame(0x42, 0xff, 7, b"what"),
         frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()),
     ];
-    let much = odd.concat().repeat(100_000);
-    tokio::time::timeout(LONG, client.0.stream.write_all(&much)).await.unwrap().unwrap();
+    client.send(odd.concat().repeat(10_000)).await;
+    client.send(get(5, "/other")).await;
+    assert_eq!(client.said(5).await, Said::Status(200));
     others_are_served(hop.addr).await;
 }
 

@@ -140,6 +140,18 @@ pub(crate) async fn friendly() -> SocketAddr {
     .await
 }
 
+/// A backend whose answers soon fill all buffers on their way.
+pub(crate) async fn verbose() -> SocketAddr {
+    backend(|mut wire| async move {
+        let body = "x".repeat(100_000);
+        let long = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        while let Ok(head) = wire.try_until("\r\n\r\n").await {
+            wire.send(if head.starts_with("GET /other") { OK } else { &long }).await;
+        }
+    })
+    .await
+}
+
 /// Either end of a connection, in bytes.
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
