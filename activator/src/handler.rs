@@ -21,6 +21,7 @@ use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
+use crate::tls::{Unreachable, secured};
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -46,11 +47,13 @@ pub(crate) struct Shared {
 pub(crate) struct Activation {
     shared: Arc<Shared>,
     proxy: Proxy,
+    /// Pods are spoken to by TLS.
+    secured: bool,
 }
 
 impl Activation {
-    pub(crate) fn new(shared: Arc<Shared>, pool: Pool, drain: Drain) -> Self {
-        Self { shared, proxy: Proxy::new(pool, drain) }
+    pub(crate) fn new(shared: Arc<Shared>, pool: Pool, drain: Drain, secured: bool) -> Self {
+        Self { shared, proxy: Proxy::new(pool, drain), secured }
     }
 }
 
@@ -184,6 +187,7 @@ impl Activation {
         let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
         let mut server_timing = None;
+        let mut unreachable = Unreachable::default();
         loop {
             let queued = Queued::enter(&revision.metrics);
             let acquired = revision.dispatcher.acquire(again).await;
@@ -206,7 +210,9 @@ impl Activation {
             // Each pod is a backend of its own: its address is the Host.
             outbound.headers_mut().remove(http::header::HOST);
             let connect_by = Instant::now() + self.shared.config.connect_timeout;
-            match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
+            let secured = self.secured.then(|| secured(grant.address(), &revision.identity));
+            let address = secured.as_ref().unwrap_or(grant.address());
+            match self.proxy.forward(outbound, address, Some(connect_by)).await {
                 Ok(mut response) => {
                     if let Some(value) = server_timing {
                         response.headers_mut().append(SERVER_TIMING, value);
@@ -221,7 +227,7 @@ impl Activation {
                     if is_the_pods_fault(&error) {
                         revision.doubt(grant.address());
                     }
-                    repeats += u32::from(seen);
+                    repeats += u32::from(seen || (self.secured && unreachable.again(grant.address())));
                     match intact {
                         Some(intact) if repeats <= MOST_REPEATS => outbound = intact,
                         _ => return respond(&error),

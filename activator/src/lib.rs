@@ -14,6 +14,7 @@ pub mod registry;
 pub mod reporter;
 pub mod revision;
 pub mod settings;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use link::Outbox;
 use registry::Registry;
 use revision::Prober;
 use settings::Settings;
+use tls::Tls;
 
 /// How long a pod may be silent on a shared connection before it is asked for a sign of life: its node may be gone.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -62,6 +64,9 @@ pub enum Error {
         /// The ConfigMap.
         name: &'static str,
     },
+    /// TLS is asked for, but cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
 }
 
 /// Serves until `shutdown`; then goes on for [`Config::drain_settle`] while routing lets go of it, and waits for what
@@ -106,7 +111,7 @@ pub async fn run(
         metrics::families(&registry, &outbox),
         control.clone(),
     ));
-    tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
+    tasks.spawn(Arc::clone(&registry).run(client.clone(), control.clone()));
     tasks.spawn(link::run(
         config.clone(),
         io.clone(),
@@ -117,8 +122,8 @@ pub async fn run(
     let shared = Arc::new(Shared { config, settings, registry, outbox, terminating: shutdown.clone() });
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ready = ready(&shared) => match ready {
-            Ok(()) => serve(&shared, &io, &workers, &drain).await,
+        ready = ready(&shared, client, &tasks, &control) => match ready {
+            Ok(tls) => serve(&shared, &io, &workers, &drain, tls).await,
             Err(error) => Err(error),
         },
     };
@@ -129,36 +134,67 @@ pub async fn run(
     result
 }
 
-/// Waits until what requests need is known.
-async fn ready(shared: &Shared) -> Result<(), Error> {
+/// Waits until what requests need is known; with what TLS takes, if it is to be spoken.
+async fn ready(
+    shared: &Shared,
+    client: Client,
+    tasks: &TaskTracker,
+    control: &CancellationToken,
+) -> Result<Option<Tls>, Error> {
+    let config = &shared.config;
     shared.settings.synced().await;
-    if !shared.settings.load().has_network {
-        let namespace = shared.config.system_namespace.clone();
+    let settings = shared.settings.load();
+    if !settings.has_network {
+        let namespace = config.system_namespace.clone();
         return Err(Error::ConfigMap { namespace, name: network::NAME });
     }
+    let tls = match (settings.network.system_internal_tls, config.tls_port) {
+        (true, Some(_)) => {
+            let namespace = &config.system_namespace;
+            Some(Tls::start(client, namespace, &config.tls_settings, tasks, control).await?)
+        }
+        (true, None) => {
+            tracing::warn!(
+                "system-internal-tls is enabled, but there is no TLS here: requests go in clear text"
+            );
+            None
+        }
+        (false, _) => None,
+    };
     shared.registry.synced().await;
-    Ok(())
+    Ok(tls)
 }
 
-async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) -> Result<(), Error> {
+async fn serve(
+    shared: &Arc<Shared>,
+    io: &Io,
+    workers: &Workers,
+    drain: &Drain,
+    tls: Option<Tls>,
+) -> Result<(), Error> {
     let config = &shared.config;
     let mut serving = tokio::task::JoinSet::new();
-    for port in &config.ports {
-        let addr = SocketAddr::new(config.bind, *port);
+    let (server, client) = tls.map(|tls| (tls.server, tls.client)).unzip();
+    let secured = config.tls_port.zip(server).map(|(port, server)| (port, Some(server)));
+    for (port, tls) in config.ports.iter().map(|port| (*port, None)).chain(secured) {
+        let addr = SocketAddr::new(config.bind, port);
         let listener = io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })?;
+        let client = client.clone();
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
-            server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
+            let options = server::Options { tls, ..server::Options::default() };
+            server::serve(listener, &workers, &options, &drain, |_worker| {
                 // A connection stays on its worker: the limits are shared out.
                 let share = |all: usize| all.div_ceil(workers.len());
                 let options = pool::Options {
                     max_idle: share(shared.config.max_idle_connections),
                     max_idle_per_address: share(shared.config.max_idle_connections_per_pod),
                     ping_interval: Some(PING_INTERVAL),
+                    tls: client.clone(),
                     ..pool::Options::default()
                 };
                 let pool = Pool::new(io.clone(), options);
-                Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone()))
+                Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone(), client.is_some()))
             })
             .await;
         });

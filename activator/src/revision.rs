@@ -11,6 +11,7 @@ use ember_dataplane::probe;
 use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
+use ember_dataplane::tls::Identity;
 use ember_reconcile::cache::Key;
 use k8s_openapi::api::core::v1::Endpoints;
 use kube::ResourceExt;
@@ -71,6 +72,8 @@ pub struct RevisionState {
     pub port_name: &'static str,
     /// What its pods speak.
     pub protocol: Protocol,
+    /// Who its pods prove to be, where they are spoken to by TLS.
+    pub identity: Identity,
     pub(crate) metrics: RevisionMetrics,
     progress: Mutex<Progress>,
     pods: Mutex<Pods>,
@@ -92,6 +95,7 @@ impl RevisionState {
             reporter: Reporter::default(),
             port_name: port_name(revision),
             protocol: Protocol::of_service_port(Some(port_name(revision)), None),
+            identity: Identity::of_namespace(revision.metadata.namespace.as_deref().unwrap_or_default()),
             metrics: RevisionMetrics::default(),
             progress: Mutex::default(),
             pods: Mutex::new(Pods {
