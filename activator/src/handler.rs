@@ -21,7 +21,7 @@ use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
-use crate::tls::{Unreachable, secured};
+use crate::tls::Secured;
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -187,7 +187,8 @@ impl Activation {
         let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
         let mut server_timing = None;
-        let mut unreachable = Unreachable::default();
+        // Boxed: requests in clear text are not to carry its size.
+        let mut secured = self.secured.then(|| Box::new(Secured::new(&revision.identity)));
         loop {
             let queued = Queued::enter(&revision.metrics);
             let acquired = revision.dispatcher.acquire(again).await;
@@ -207,11 +208,19 @@ impl Activation {
                     server_timing = HeaderValue::from_str(&phases.server_timing()).ok();
                 }
             }
-            // Each pod is a backend of its own: its address is the Host.
-            outbound.headers_mut().remove(http::header::HOST);
+            match &revision.passthrough_host {
+                Some(host) => {
+                    outbound.set_host(host.clone());
+                    outbound.headers_mut().insert(header::PASSTHROUGH_LB, HeaderValue::from_static("true"));
+                }
+                // Each pod is a backend of its own: its address is the Host.
+                None => drop(outbound.headers_mut().remove(http::header::HOST)),
+            }
             let connect_by = Instant::now() + self.shared.config.connect_timeout;
-            let secured = self.secured.then(|| secured(grant.address(), &revision.identity));
-            let address = secured.as_ref().unwrap_or(grant.address());
+            let address = match &mut secured {
+                Some(secured) => secured.way_to(grant.address()),
+                None => grant.address(),
+            };
             match self.proxy.forward(outbound, address, Some(connect_by)).await {
                 Ok(mut response) => {
                     if let Some(value) = server_timing {
@@ -227,7 +236,8 @@ impl Activation {
                     if is_the_pods_fault(&error) {
                         revision.doubt(grant.address());
                     }
-                    repeats += u32::from(seen || (self.secured && unreachable.again(grant.address())));
+                    let again = secured.as_mut().is_some_and(|secured| secured.failed(grant.address()));
+                    repeats += u32::from(seen || again);
                     match intact {
                         Some(intact) if repeats <= MOST_REPEATS => outbound = intact,
                         _ => return respond(&error),

@@ -20,13 +20,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ember_api::configmaps::network;
+use ember_api::configmaps::network::{self, Network};
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
+use ember_reconcile::cache::Cache;
 use kube::Client;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -92,40 +93,61 @@ pub async fn run(
         &config.observability_name,
         control.clone(),
     ));
-    let prober = Prober {
-        runtime: Handle::current(),
-        tasks: tasks.clone(),
-        stop: control.clone(),
-        proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
-        timeout: config.probe_timeout,
-        first_pause: config.probe_first_pause,
-        longest_pause: config.probe_longest_pause,
-        clock,
+    let network = tokio::select! {
+        () = shutdown.cancelled() => None,
+        network = network_settings(&config, &settings) => Some(network),
     };
-    let registry = Registry::new(config.clone(), prober);
-    let outbox = Outbox::new(&config.pod_name, clock);
-    tasks.spawn(metrics::serve(
-        config.clone(),
-        io.clone(),
-        settings.clone(),
-        metrics::families(&registry, &outbox),
-        control.clone(),
-    ));
-    tasks.spawn(Arc::clone(&registry).run(client.clone(), control.clone()));
-    tasks.spawn(link::run(
-        config.clone(),
-        io.clone(),
-        Arc::clone(&registry),
-        Arc::clone(&outbox),
-        control.clone(),
-    ));
-    let shared = Arc::new(Shared { config, settings, registry, outbox, terminating: shutdown.clone() });
-    let result = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        ready = ready(&shared, client, &tasks, &control) => match ready {
-            Ok(tls) => serve(&shared, &io, &workers, &drain, tls).await,
-            Err(error) => Err(error),
-        },
+    let result = match network {
+        None => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(network)) => {
+            let prober = Prober {
+                runtime: Handle::current(),
+                tasks: tasks.clone(),
+                stop: control.clone(),
+                proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
+                timeout: config.probe_timeout,
+                first_pause: config.probe_first_pause,
+                longest_pause: config.probe_longest_pause,
+                clock,
+                mesh_mode: network.mesh_compatibility_mode,
+                passthrough: network.enable_mesh_pod_addressability,
+                services: Cache::new(),
+            };
+            let registry = Registry::new(config.clone(), prober);
+            let outbox = Outbox::new(&config.pod_name, clock);
+            tasks.spawn(metrics::serve(
+                config.clone(),
+                io.clone(),
+                settings.clone(),
+                metrics::families(&registry, &outbox),
+                control.clone(),
+            ));
+            tasks.spawn(Arc::clone(&registry).run(client.clone(), control.clone()));
+            tasks.spawn(link::run(
+                config.clone(),
+                io.clone(),
+                Arc::clone(&registry),
+                Arc::clone(&outbox),
+                control.clone(),
+            ));
+            let terminating = shutdown.clone();
+            let shared = Arc::new(Shared { config, settings, registry, outbox, terminating });
+            let ready = async {
+                let tls = Tls::wanted(&shared.config, &network, client, &tasks, &control).await?;
+                shared.registry.synced().await;
+                Ok(tls)
+            };
+            let ready = tokio::select! {
+                () = shutdown.cancelled() => None,
+                ready = ready => Some(ready),
+            };
+            match ready {
+                None => Ok(()),
+                Some(Ok(tls)) => serve(&shared, &io, &workers, &drain, tls).await,
+                Some(Err(error)) => Err(error),
+            }
+        }
     };
     control.cancel();
     tasks.close();
@@ -134,35 +156,15 @@ pub async fn run(
     result
 }
 
-/// Waits until what requests need is known; with what TLS takes, if it is to be spoken.
-async fn ready(
-    shared: &Shared,
-    client: Client,
-    tasks: &TaskTracker,
-    control: &CancellationToken,
-) -> Result<Option<Tls>, Error> {
-    let config = &shared.config;
-    shared.settings.synced().await;
-    let settings = shared.settings.load();
-    if !settings.has_network {
-        let namespace = config.system_namespace.clone();
-        return Err(Error::ConfigMap { namespace, name: network::NAME });
+/// `config-network` as it is at start, once it is known.
+async fn network_settings(config: &Config, settings: &Settings) -> Result<Network, Error> {
+    settings.synced().await;
+    let snapshot = settings.load();
+    if snapshot.has_network {
+        return Ok(snapshot.network.clone());
     }
-    let tls = match (settings.network.system_internal_tls, config.tls_port) {
-        (true, Some(_)) => {
-            let namespace = &config.system_namespace;
-            Some(Tls::start(client, namespace, &config.tls_settings, tasks, control).await?)
-        }
-        (true, None) => {
-            tracing::warn!(
-                "system-internal-tls is enabled, but there is no TLS here: requests go in clear text"
-            );
-            None
-        }
-        (false, _) => None,
-    };
-    shared.registry.synced().await;
-    Ok(tls)
+    let namespace = config.system_namespace.clone();
+    Err(Error::ConfigMap { namespace, name: network::NAME })
 }
 
 async fn serve(

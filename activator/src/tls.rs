@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use ember_api::configmaps::network::Network;
 use ember_dataplane::address::Address;
 use ember_dataplane::port;
 use ember_dataplane::tls::{Client, Identity, InvalidPair, InvalidSetting, Pair, Roots, Server, Settings};
@@ -14,6 +15,8 @@ use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
 
 /// The Secret with the activator's certificate, its key and the authority that signs the pods' certificates.
 pub const SECRET: &str = "routing-serving-certs";
@@ -63,11 +66,34 @@ struct Sources {
 }
 
 impl Tls {
+    /// What TLS takes, if `network` asks for it and `config` has a port for it.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub(crate) async fn wanted(
+        config: &Config,
+        network: &Network,
+        api: kube::Client,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, Error> {
+        if !network.system_internal_tls {
+            return Ok(None);
+        }
+        if config.tls_port.is_none() {
+            tracing::warn!(
+                "system-internal-tls is enabled, but not supported here: requests go in clear text"
+            );
+            return Ok(None);
+        }
+        Self::start(api, &config.system_namespace, &config.tls_settings, tasks, stop).await.map(Some)
+    }
+
     /// Reads certificate and authorities, and follows them by `tasks` until `stop`.
     ///
     /// # Errors
     /// [`Error`]: what is wrong at start. What goes wrong later is logged, and the certificate in force stays.
-    pub(crate) async fn start(
+    async fn start(
         api: kube::Client,
         namespace: &str,
         settings: &Result<Settings, InvalidSetting>,
@@ -173,24 +199,33 @@ fn pair(secret: &Secret) -> Result<Pair, InvalidPair> {
     Pair::from_pem(value(secret, "tls.crt"), value(secret, "tls.key"))
 }
 
-/// Where a backend that was found in clear text is to be had by TLS: a pod on one port, its Service on another.
-pub(crate) fn secured(backend: &Address, identity: &Identity) -> Address {
-    let is_service = backend.port() == port::SERVICE_HTTP1;
-    let port = if is_service { port::SERVICE_HTTPS } else { port::HTTPS };
-    backend.secured(port, identity.clone())
+/// A request on its way to pods by TLS.
+#[derive(Debug)]
+pub(crate) struct Secured {
+    identity: Identity,
+    way: Option<Address>,
+    /// The backends that could not be spoken to. They answer probes in clear text all the same: a request that comes
+    /// back to one of them is not to go round for ever.
+    failed: Vec<Address>,
 }
 
-/// The pods that a request could not connect to by TLS. They answer probes in clear text all the same: a request that
-/// comes back to one of them is not to go round for ever.
-#[derive(Debug, Default)]
-pub(crate) struct Unreachable(Vec<Address>);
+impl Secured {
+    pub(crate) fn new(identity: &Identity) -> Self {
+        Self { identity: identity.clone(), way: None, failed: Vec::new() }
+    }
 
-impl Unreachable {
-    /// Whether the pod was there already.
-    pub(crate) fn again(&mut self, pod: &Address) -> bool {
-        let again = self.0.contains(pod);
+    /// Where a backend that was found in clear text is to be had by TLS: a pod on one port, its Service on another.
+    pub(crate) fn way_to(&mut self, backend: &Address) -> &Address {
+        let is_service = backend.port() == port::SERVICE_HTTP1;
+        let port = if is_service { port::SERVICE_HTTPS } else { port::HTTPS };
+        self.way.insert(backend.secured(port, self.identity.clone()))
+    }
+
+    /// The request failed there; returns whether it has done so before.
+    pub(crate) fn failed(&mut self, backend: &Address) -> bool {
+        let again = self.failed.contains(backend);
         if !again {
-            self.0.push(pod.clone());
+            self.failed.push(backend.clone());
         }
         again
     }
@@ -202,11 +237,13 @@ mod tests {
 
     #[test]
     fn pods_and_services_have_their_own_ports() {
-        let identity = Identity::of_namespace("ns");
+        let mut secured = Secured::new(&Identity::of_namespace("ns"));
         for (plain, port) in [("10.0.0.1:8012", 8112), ("[2001:db8::1]:8013", 8112), ("10.96.0.9:80", 443)] {
-            let address = secured(&plain.parse().unwrap(), &identity);
-            assert_eq!(address.port(), port);
-            assert_eq!(address.identity().unwrap().name(), "kn-user-ns");
+            let plain: Address = plain.parse().unwrap();
+            let way = secured.way_to(&plain);
+            assert_eq!((way.host(), way.port()), (plain.host(), port));
+            assert_eq!(way.identity().unwrap().name(), "kn-user-ns");
+            assert!(!secured.failed(&plain) && secured.failed(&plain));
         }
     }
 }

@@ -11,6 +11,7 @@ use ember_dataplane::tls::{InvalidSetting, Settings};
 
 use crate::observability::{self, Observability};
 use crate::readiness::spec::{self, Probe};
+use crate::resource;
 
 /// Everything the sidecar needs to know, immutable.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,12 +197,10 @@ impl Config {
         let readiness_probes = spec::decode(&probes, several)
             .map_err(|error| ConfigError::invalid("SERVING_READINESS_PROBE", &probes, &error))?;
         let json = env.text("OBSERVABILITY_CONFIG");
-        let observability = observability::parse(
-            &json,
-            env.get("METRICS_PROMETHEUS_HOST"),
-            env.get("METRICS_PROMETHEUS_PORT"),
-        )
-        .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, &error))?;
+        let mut observability = observability::parse(&json, |name| env.get(name))
+            .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, &error))?;
+        observability.environment = env.0.clone().into_iter().collect();
+        observability.resource = resource::attributes(|name| env.get(name), &observability.environment);
         Ok(Self {
             container_concurrency: usize::try_from(env.required_int("CONTAINER_CONCURRENCY")?)
                 .ok()

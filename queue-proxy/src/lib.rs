@@ -1,18 +1,21 @@
 //! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.
 //!
 //! It runs as tasks of the runtime that calls [`run`]; many sidecars may share one. Environment in, contract ports
-//! out: data on 8012 or 8013, and on 8112 where there is a certificate, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
-//! where the cluster asks for it.
+//! out: data on 8012 or 8013, and on 8112 where there is a certificate, `/wait-for-drain` on 8022, statistics for the
+//! autoscaler on 9090, Prometheus on 9091 where the cluster asks for it.
 
 mod admin;
 pub mod certificate;
 pub mod config;
 mod forwarded;
 pub mod observability;
+mod observation;
 pub mod readiness;
 mod reporter;
 mod request;
 mod request_metrics;
+mod resource;
+mod route_tag;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,7 +32,6 @@ use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server::{self, Handler, Options};
 use ember_dataplane::worker::Workers;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -39,10 +41,10 @@ pub use config::{Config, ConfigError};
 use admin::Admin;
 use certificate::Certificate;
 use observability::MetricsProtocol;
+use observation::Observer;
 use readiness::Readiness;
 use reporter::{Reporter, StatEndpoint};
 use request::Data;
-use request_metrics::RequestMetrics;
 
 /// Requests that may wait, for each that may run.
 const QUEUE_DEPTH: usize = 10;
@@ -130,23 +132,24 @@ pub async fn run(
     let reporter = Arc::new(Reporter::new(config.pod.clone(), config.stat_period));
     let prober =
         Readiness::new(config.readiness_probes.clone(), io.clone(), config.app_host, stop_probing.clone());
-    let mut metrics = None;
-    if let Some(listener) = prometheus {
-        let mut registry = Registry::default();
-        metrics = Some(Arc::new(RequestMetrics::new(&mut registry, breaker.is_some())));
-        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::new(registry))));
+    let app = Address::from((config.app_host, config.user_port));
+    let protocol = Protocol::of_data_port(config.serving_port);
+    let observer = Observer::start(observability, &app, protocol, breaker.is_some());
+    let flush = observer.finish();
+    if let (Some(listener), Some(metrics)) = (prometheus, observer.metrics()) {
+        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::clone(metrics))));
     }
     let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
     let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
     let handler = Arc::new(Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
-        app: Address::from((config.app_host, config.user_port)),
-        protocol: Protocol::of_data_port(config.serving_port),
+        app,
+        protocol,
         app_absence: config.app_absence,
         timeouts: config.timeouts,
         breaker,
         reporter: Arc::clone(&reporter),
-        metrics,
+        observer,
         readiness: prober.clone(),
         quiet: quiet.clone(),
     });
@@ -202,6 +205,7 @@ pub async fn run(
     data.finish(rest).await;
     streams.finish(Duration::ZERO).await;
     side.finish(LAST_ANSWERS).await;
+    flush.await;
     tracing::info!(pod = config.pod, "drained");
     Ok(())
 }
