@@ -8,6 +8,7 @@ use ember_api::configmaps::{logging, observability};
 use ember_api::golang;
 use ember_dataplane::port;
 use ember_dataplane::server;
+use ember_dataplane::tls::{InvalidSetting, Settings};
 use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
@@ -22,6 +23,11 @@ pub struct Config {
     pub ports: Vec<u16>,
     /// Limits of what clients may do. Safe by default.
     pub server: server::Options,
+    /// Port that carries requests by TLS where `system-internal-tls` asks for it; `None`: whatever is asked for, there
+    /// is no TLS. 8112.
+    pub tls_port: Option<u16>,
+    /// What TLS clients may agree on. An error counts only where TLS is spoken. `ACTIVATOR_TLS_*`.
+    pub tls_settings: Result<Settings, InvalidSetting>,
     /// Own name in reports.
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
@@ -81,6 +87,8 @@ impl Default for Config {
             bind: IpAddr::from([0, 0, 0, 0]),
             ports: vec![port::HTTP1, port::HTTP2],
             server: server::Options::default(),
+            tls_port: Some(port::HTTPS),
+            tls_settings: Ok(Settings::default()),
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
             system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
@@ -214,6 +222,8 @@ impl Config {
             bind: own.bind,
             ports: own.ports,
             server: own.server,
+            tls_port: own.tls_port,
+            tls_settings: Settings::from_env("ACTIVATOR_", |name| env.get(name)),
             metrics: own.metrics,
             queue_depth: own.queue_depth,
             report_interval: own.report_interval,
@@ -296,6 +306,13 @@ mod tests {
         assert_eq!(config.kubernetes_min_version, "v1.30.0");
         assert_eq!(config.metrics_host, Some("::1".parse().unwrap()));
         assert_eq!(config.metrics_port, Some(9999));
+    }
+
+    #[test]
+    fn tls_settings_are_kept_even_if_they_are_wrong() {
+        assert!(read(&[("ACTIVATOR_TLS_MIN_VERSION", "1.2")], "").unwrap().tls_settings.is_ok());
+        let error = read(&[("ACTIVATOR_TLS_MAX_VERSION", "2")], "").unwrap().tls_settings.unwrap_err();
+        assert_eq!(error.to_string(), "invalid ACTIVATOR_TLS_MAX_VERSION \"2\": must be 1.2 or 1.3");
     }
 
     #[test]

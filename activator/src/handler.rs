@@ -22,6 +22,7 @@ use crate::registry::Registry;
 use crate::request_log;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
+use crate::tls::Secured;
 
 const TIMEOUT_TEXT: &str = "activator request timeout";
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -48,11 +49,13 @@ pub(crate) struct Shared {
 pub(crate) struct Activation {
     shared: Arc<Shared>,
     proxy: Proxy,
+    /// Pods are spoken to by TLS.
+    secured: bool,
 }
 
 impl Activation {
-    pub(crate) fn new(shared: Arc<Shared>, pool: Pool, drain: Drain) -> Self {
-        Self { shared, proxy: Proxy::new(pool, drain) }
+    pub(crate) fn new(shared: Arc<Shared>, pool: Pool, drain: Drain, secured: bool) -> Self {
+        Self { shared, proxy: Proxy::new(pool, drain), secured }
     }
 }
 
@@ -185,6 +188,8 @@ impl Activation {
         let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
         let mut server_timing = None;
+        // Boxed: requests in clear text are not to carry its size.
+        let mut secured = self.secured.then(|| Box::new(Secured::new(&revision.identity)));
         loop {
             let queued = Queued::enter(&revision.metrics);
             let acquired = revision.dispatcher.acquire(again).await;
@@ -213,7 +218,11 @@ impl Activation {
                 None => drop(outbound.headers_mut().remove(http::header::HOST)),
             }
             let connect_by = Instant::now() + self.shared.config.connect_timeout;
-            match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
+            let address = match &mut secured {
+                Some(secured) => secured.way_to(grant.address()),
+                None => grant.address(),
+            };
+            match self.proxy.forward(outbound, address, Some(connect_by)).await {
                 Ok(mut response) => {
                     if let Some(value) = server_timing {
                         response.headers_mut().append(SERVER_TIMING, value);
@@ -228,7 +237,8 @@ impl Activation {
                     if is_the_pods_fault(&error) {
                         revision.doubt(grant.address());
                     }
-                    repeats += u32::from(seen);
+                    let again = secured.as_mut().is_some_and(|secured| secured.failed(grant.address()));
+                    repeats += u32::from(seen || again);
                     match intact {
                         Some(intact) if repeats <= MOST_REPEATS => outbound = intact,
                         _ => return respond(&error),

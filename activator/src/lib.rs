@@ -15,6 +15,7 @@ pub mod reporter;
 mod request_log;
 pub mod revision;
 pub mod settings;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use link::Outbox;
 use registry::Registry;
 use revision::Prober;
 use settings::Settings;
+use tls::Tls;
 
 /// How long a pod may be silent on a shared connection before it is asked for a sign of life: its node may be gone.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -64,6 +66,9 @@ pub enum Error {
         /// The ConfigMap.
         name: &'static str,
     },
+    /// TLS is asked for, but cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
 }
 
 /// Serves until `shutdown`; then goes on for [`Config::drain_settle`] while routing lets go of it, and waits for what
@@ -119,7 +124,7 @@ pub async fn run(
                 metrics::families(&registry, &outbox),
                 control.clone(),
             ));
-            tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
+            tasks.spawn(Arc::clone(&registry).run(client.clone(), control.clone()));
             tasks.spawn(link::run(
                 config.clone(),
                 io.clone(),
@@ -131,11 +136,20 @@ pub async fn run(
             tasks.spawn(Arc::clone(&request_log).follow(settings.clone(), control.clone()));
             let terminating = shutdown.clone();
             let shared = Arc::new(Shared { config, settings, registry, outbox, request_log, terminating });
-            let synced = tokio::select! {
-                () = shutdown.cancelled() => false,
-                () = shared.registry.synced() => true,
+            let ready = async {
+                let tls = Tls::wanted(&shared.config, &network, client, &tasks, &control).await?;
+                shared.registry.synced().await;
+                Ok(tls)
             };
-            if synced { serve(&shared, &io, &workers, &drain).await } else { Ok(()) }
+            let ready = tokio::select! {
+                () = shutdown.cancelled() => None,
+                ready = ready => Some(ready),
+            };
+            match ready {
+                None => Ok(()),
+                Some(Ok(tls)) => serve(&shared, &io, &workers, &drain, tls).await,
+                Some(Err(error)) => Err(error),
+            }
         }
     };
     control.cancel();
@@ -156,25 +170,36 @@ async fn network_settings(config: &Config, settings: &Settings) -> Result<Networ
     Err(Error::ConfigMap { namespace, name: network::NAME })
 }
 
-async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) -> Result<(), Error> {
+async fn serve(
+    shared: &Arc<Shared>,
+    io: &Io,
+    workers: &Workers,
+    drain: &Drain,
+    tls: Option<Tls>,
+) -> Result<(), Error> {
     let config = &shared.config;
     let mut serving = tokio::task::JoinSet::new();
-    for port in &config.ports {
-        let addr = SocketAddr::new(config.bind, *port);
+    let (server, client) = tls.map(|tls| (tls.server, tls.client)).unzip();
+    let secured = config.tls_port.zip(server).map(|(port, server)| (port, Some(server)));
+    for (port, tls) in config.ports.iter().map(|port| (*port, None)).chain(secured) {
+        let addr = SocketAddr::new(config.bind, port);
         let listener = io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })?;
+        let client = client.clone();
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
-            server::serve(listener, &workers, &shared.config.server, &drain, |_worker| {
+            let options = server::Options { tls, ..shared.config.server.clone() };
+            server::serve(listener, &workers, &options, &drain, |_worker| {
                 // A connection stays on its worker: the limits are shared out.
                 let share = |all: usize| all.div_ceil(workers.len());
                 let options = pool::Options {
                     max_idle: share(shared.config.max_idle_connections),
                     max_idle_per_address: share(shared.config.max_idle_connections_per_pod),
                     ping_interval: Some(PING_INTERVAL),
+                    tls: client.clone(),
                     ..pool::Options::default()
                 };
                 let pool = Pool::new(io.clone(), options);
-                Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone()))
+                Arc::new(Activation::new(Arc::clone(&shared), pool, drain.clone(), client.is_some()))
             })
             .await;
         });

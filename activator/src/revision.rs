@@ -14,6 +14,7 @@ use ember_dataplane::probe::{self, Found};
 use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
+use ember_dataplane::tls::Identity;
 use ember_reconcile::cache::{Cache, Key};
 use ember_telemetry::request_log;
 use http::HeaderValue;
@@ -85,6 +86,8 @@ pub struct RevisionState {
     pub port_name: &'static str,
     /// What its pods speak.
     pub protocol: Protocol,
+    /// Who its pods prove to be, where they are spoken to by TLS.
+    pub identity: Identity,
     /// What requests and probes carry as Host where a mesh is to pass them through.
     pub(crate) passthrough_host: Option<HeaderValue>,
     pub(crate) metrics: RevisionMetrics,
@@ -115,6 +118,7 @@ impl RevisionState {
             reporter: Reporter::default(),
             port_name: port_name(revision),
             protocol: Protocol::of_service_port(Some(port_name(revision)), None),
+            identity: Identity::of_namespace(revision.metadata.namespace.as_deref().unwrap_or_default()),
             metrics: RevisionMetrics::default(),
             described: described(revision),
             progress: Mutex::default(),

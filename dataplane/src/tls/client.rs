@@ -145,7 +145,7 @@ impl Client {
     ///
     /// # Errors
     /// None that is known: the provider is one that fits.
-    pub fn new(roots: Roots) -> Result<Self, rustls::Error> {
+    pub fn new(roots: Roots) -> Result<Self, Error> {
         let client = Self::default();
         client.trust(roots)?;
         Ok(client)
@@ -155,13 +155,14 @@ impl Client {
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    pub fn trust(&self, roots: Roots) -> Result<(), rustls::Error> {
+    pub fn trust(&self, roots: Roots) -> Result<(), Error> {
         if roots.is_empty() {
             self.0.store(None);
             return Ok(());
         }
         let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(Error::Refused)?
             .with_root_certificates(roots.0)
             .with_no_client_auth();
         config.resumption = Resumption::disabled();
@@ -212,10 +213,11 @@ impl Unverified {
     ///
     /// # Errors
     /// None that is known: the provider is one that fits.
-    pub fn new(alpn: &[&[u8]]) -> Result<Self, rustls::Error> {
+    pub fn new(alpn: &[&[u8]]) -> Result<Self, Error> {
         let provider = provider();
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(Error::Refused)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
             .with_no_client_auth();

@@ -234,6 +234,8 @@ impl Instance {
 
         let activator = ember_activator::Config {
             bind: addresses.activator,
+            // Sidecars have no certificates here, and nothing leaves the machine.
+            tls_port: None,
             pod_ip: addresses.activator.to_string(),
             autoscaler: (format!("autoscaler.knative-serving.svc.{CLUSTER_DOMAIN}"), 8080),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
