@@ -19,7 +19,7 @@ const REQUESTS: usize = 60;
 /// How long a pod may be without a request while one waits.
 const IDLE: Duration = Duration::from_millis(5);
 /// The machine does other things too: what one run shows too late another may not. What Ember does late shows in all.
-const RUNS: usize = 5;
+const RUNS: usize = 12;
 
 /// Watches how the machine treats threads: when each was kept from running, and for how long.
 struct Stalls {
@@ -47,9 +47,9 @@ impl Stalls {
         Self { stop, threads }
     }
 
-    fn end(self) -> Vec<(Instant, Instant)> {
+    fn end(self) -> Vec<Vec<(Instant, Instant)>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     }
 }
 
@@ -85,12 +85,14 @@ async fn idle_times() -> Vec<Duration> {
     let idle = gaps
         .filter(|(_, until)| *until <= last)
         .map(|(since, until)| {
-            let stalled = stalls
-                .iter()
-                .filter(|(from, to)| *from < until && *to > since)
-                .map(|(from, to)| *to - *from)
-                .max()
-                .unwrap_or_default();
+            let within = |stalls: &Vec<(Instant, Instant)>| {
+                stalls
+                    .iter()
+                    .filter(|(from, to)| *from < until && *to > since)
+                    .map(|(from, to)| *to - *from)
+                    .sum::<Duration>()
+            };
+            let stalled = stalls.iter().map(within).max().unwrap_or_default();
             (until - since).saturating_sub(stalled)
         })
         .collect();
