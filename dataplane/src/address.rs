@@ -5,18 +5,22 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A host (name or IP address) and a port. Cheap to clone; what connection pools are keyed by.
+use crate::tls::Identity;
+
+/// A host (name or IP address), a port, and who has to answer there if that is to be proven. Cheap to clone; what
+/// connection pools are keyed by, so that a connection made for one identity never serves another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     host: Arc<str>,
     port: u16,
+    identity: Option<Identity>,
 }
 
 impl Address {
     /// An IPv6 host is written without brackets.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
-        Self { host: host.into(), port }
+        Self { host: host.into(), port, identity: None }
     }
 
     /// Name or IP address, IPv6 without brackets.
@@ -29,6 +33,18 @@ impl Address {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The same host on `port`, spoken to by TLS with whoever proves to be `identity`.
+    #[must_use]
+    pub fn secured(&self, port: u16, identity: Identity) -> Self {
+        Self { host: Arc::clone(&self.host), port, identity: Some(identity) }
+    }
+
+    /// Who has to answer, by TLS; `None`: in clear text.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 }
 
@@ -74,6 +90,16 @@ impl FromStr for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_identity_makes_another_backend() {
+        let plain = Address::new("10.0.0.1", 8112);
+        let of = |namespace| plain.secured(8112, Identity::of_namespace(namespace));
+        assert_eq!(of("a"), of("A"));
+        assert_ne!(of("a"), of("b"));
+        assert_ne!(of("a"), plain);
+        assert_eq!(of("a").to_string(), plain.to_string());
+    }
 
     #[test]
     fn text_form_round_trips() {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub struct Body {
     kind: Kind,
     limit: Option<Box<Limit>>,
     guards: Vec<Guard>,
+    count: Option<Arc<AtomicU64>>,
 }
 
 #[derive(Default)]
@@ -96,7 +98,7 @@ struct Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        self.conn.set_receiving(false);
+        self.conn.stop_receiving();
     }
 }
 
@@ -147,7 +149,7 @@ impl Body {
 
     /// The body of a request that came by `conn`.
     pub(crate) fn received(body: Incoming, conn: &Arc<Conn>) -> Self {
-        conn.set_receiving(!body.is_end_stream());
+        conn.begin_receiving(!body.is_end_stream());
         if body.is_end_stream() {
             return Self::empty();
         }
@@ -167,7 +169,9 @@ impl Body {
     }
 
     pub(crate) fn upgraded(tunnel: Arc<Tunnel>) -> Self {
-        Kind::Upgraded(tunnel).into()
+        // What counts is what the stream brings the client.
+        let count = Some(tunnel.count());
+        Self { count, ..Kind::Upgraded(tunnel).into() }
     }
 
     /// Holds the body back until `agreed` resolves either way, at most for the customary second.
@@ -206,6 +210,11 @@ impl Body {
         self.limit = Some(Box::new(Limit { deadlines, text, written: Instant::now(), sleep: None, conn }));
     }
 
+    /// Adds the bytes that pass to the number returned, from now on. It may be read at any time.
+    pub fn count(&mut self) -> Arc<AtomicU64> {
+        Arc::clone(self.count.get_or_insert_default())
+    }
+
     /// Reads everything, at most `limit` bytes.
     ///
     /// # Errors
@@ -230,7 +239,7 @@ impl Body {
                     Poll::Ready(None) => true,
                 };
                 if last {
-                    received.conn.set_receiving(false);
+                    received.conn.received_all();
                 }
                 polled.map_err(Into::into)
             }
@@ -305,6 +314,10 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
         let polled = this.poll_kind(cx);
+        if let (Some(count), Poll::Ready(Some(Ok(frame)))) = (&this.count, &polled) {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            count.fetch_add(length as u64, Ordering::Relaxed);
+        }
         let Some(limit) = &mut this.limit else { return polled };
         let expired = match &polled {
             Poll::Ready(Some(Ok(_))) => {
@@ -322,8 +335,13 @@ impl http_body::Body for Body {
             },
         };
         let text = limit.text;
+        // What is still to be written is held to the end of the whole request all the same.
+        limit.conn = None;
         let unknown_length = this.kind_size().exact().is_none();
         tracing::debug!("{expired}");
+        if let (Some(count), true) = (&this.count, unknown_length) {
+            count.fetch_add(text.len() as u64, Ordering::Relaxed);
+        }
         *this = Self::empty();
         if unknown_length {
             Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))))
@@ -369,7 +387,7 @@ impl Body {
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, limit: None, guards: Vec::new() }
+        Self { kind, limit: None, guards: Vec::new(), count: None }
     }
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use crate::address::Address;
 use crate::body::Body;
 use crate::timeout::Expired;
+use crate::tls;
 
 /// Why a request got no answer from its backend.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum ProxyError {
         /// Since the first attempt.
         elapsed: Duration,
     },
+    /// A connection, but not with who was asked for.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The connection ended before any byte of a response.
     #[error("EOF")]
     NoResponse(#[source] hyper::Error),
@@ -75,6 +79,7 @@ impl ProxyError {
         match self {
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
+            | Self::Tls(_)
             | Self::NoResponse(_)
             | Self::Broken(_)
             | Self::UpgradeMismatch { .. }

@@ -3,6 +3,8 @@
 //! A component opens no socket and reads no wall clock any other way, so that the same code runs on a cluster
 //! (system resolver), in one process (names resolved from the embedded API) and in simulation (in memory).
 
+pub(crate) mod shared;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,6 +16,8 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+
+use crate::tls::TlsStream;
 
 /// Wall-clock time. Timers use the runtime's (pausable) clock; this one is for what is aligned to or printed as
 /// wall time, such as the autoscaler's buckets.
@@ -128,14 +132,27 @@ impl Listener {
     }
 }
 
-/// A connection: a TCP stream, or an in-memory pipe. An enum and not a trait object, so that the hot path costs a
-/// branch and no indirect call.
+/// A connection: a TCP stream, an in-memory pipe, or TLS over either. An enum and not a trait object, so that the hot
+/// path costs a branch and no indirect call.
 #[derive(Debug)]
 pub enum Stream {
     /// A TCP connection.
     Tcp(TcpStream),
     /// An in-memory pipe.
     Memory(DuplexStream),
+    /// A TLS connection. Boxed: the others are not to carry its size.
+    Tls(Box<TlsStream>),
+}
+
+impl Stream {
+    /// The socket, where there is one: it tells when there is something to read.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Memory(_) => None,
+            Self::Tls(tls) => tls.carrier(),
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -143,6 +160,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         }
     }
 }
@@ -152,6 +170,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         }
     }
 
@@ -159,6 +178,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Memory(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
@@ -166,6 +186,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 
@@ -177,6 +198,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -184,6 +206,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Memory(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -98,6 +98,7 @@ pub mod server;
 pub mod stat;
 pub mod stats;
 pub mod timeout;
+pub mod tls;
 mod upgrade;
 mod upload;
 pub mod worker;

@@ -5,21 +5,15 @@
 //! HTTP/2 connections are [shared](multiplexed).
 
 mod multiplexed;
+mod wire;
 
 use std::collections::HashMap;
-use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -28,9 +22,15 @@ use crate::body::Body;
 use crate::dial::Dial;
 use crate::error::ProxyError;
 use crate::io::{self as network, Io};
+use crate::tls::{self, Identity};
 
 use multiplexed::Links;
 pub(crate) use multiplexed::Stream;
+pub(crate) use wire::Meter;
+use wire::{ClientStream, Wire};
+
+/// How long a backend may take to prove itself, or to say hello, where the caller sets no deadline.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// Limits of a [`Pool`].
 #[derive(Debug, Clone)]
@@ -50,6 +50,8 @@ pub struct Options {
     pub ping_interval: Option<Duration>,
     /// How long it may take to give one. 5 s.
     pub ping_timeout: Duration,
+    /// Connects to backends that have to prove an identity. Without it there is no way to them.
+    pub tls: Option<tls::Client>,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             max_header_bytes: 256 << 10,
             ping_interval: None,
             ping_timeout: Duration::from_secs(5),
+            tls: None,
         }
     }
 }
@@ -155,11 +158,11 @@ impl Pool {
         address: &Address,
         deadline: Option<Instant>,
     ) -> Result<Lease, ProxyError> {
-        let stream = self.0.options.dial.connect(&self.0.io, address, deadline).await?;
+        let stream = self.open(address, deadline).await?;
         let (stream, wire) = ClientStream::new(stream);
         let weak = Arc::downgrade(&wire);
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.0.options.max_header_bytes.max(8192)).max_headers(256);
+        builder.max_buf_size(self.0.options.max_header_bytes.max(8192));
         let (sender, connection) =
             builder.handshake(TokioIo::new(stream)).await.map_err(ProxyError::Broken)?;
         // Owned by the lease, and by the pool while idle: it ends with them.
@@ -171,6 +174,42 @@ impl Pool {
         });
         let connection = Connection { sender, wire: weak, task: Some(task.abort_handle()) };
         Ok(self.lease(address, connection, false))
+    }
+
+    /// Connects, and has the backend prove itself where it has to.
+    async fn open(
+        &self,
+        address: &Address,
+        deadline: Option<Instant>,
+    ) -> Result<network::Stream, ProxyError> {
+        let begun = Instant::now();
+        let stream = self.0.options.dial.connect(&self.0.io, address, deadline).await?;
+        match address.identity() {
+            None => Ok(stream),
+            // Boxed: a connection in clear text is not to carry its size.
+            Some(identity) => Box::pin(self.secure(stream, address, identity, begun, deadline)).await,
+        }
+    }
+
+    /// One handshake with time enough, and not several with little: a pod that is slow to answer would be slower still.
+    async fn secure(
+        &self,
+        stream: network::Stream,
+        address: &Address,
+        identity: &Identity,
+        begun: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<network::Stream, ProxyError> {
+        let client = self.0.options.tls.as_ref().ok_or(tls::Error::NoRoots)?;
+        let until = deadline.unwrap_or_else(|| Instant::now() + GREETING);
+        match tokio::time::timeout_at(until, client.connect(stream, identity)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(tls::Error::Broken(source))) => {
+                Err(ProxyError::Connect { address: address.clone(), source })
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(ProxyError::ConnectTimeout { address: address.clone(), elapsed: begun.elapsed() }),
+        }
     }
 
     fn lease(&self, address: &Address, connection: Connection, reused: bool) -> Lease {
@@ -295,190 +334,6 @@ impl Lease {
                     pool.park(address, connection);
                 }
             });
-        }
-    }
-}
-
-/// Byte counts of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub(crate) read: u64,
-    pub(crate) written: u64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    read: AtomicU64,
-    written: AtomicU64,
-}
-
-impl Meter {
-    pub(crate) fn traffic(&self) -> Traffic {
-        Traffic { read: self.read.load(Ordering::Relaxed), written: self.written.load(Ordering::Relaxed) }
-    }
-}
-
-/// The part of a connection that pool and connection share: the socket, to look whether the peer has closed it.
-#[derive(Debug)]
-struct Wire {
-    tcp: Option<TcpStream>,
-    meter: Arc<Meter>,
-}
-
-impl Wire {
-    /// Whether reading would not block: end of stream, an error, or bytes that belong to no response.
-    fn has_input(&self) -> bool {
-        let Some(tcp) = &self.tcp else { return false };
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match socket2::SockRef::from(tcp).peek(&mut byte) {
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-            Ok(_) => true,
-        }
-    }
-}
-
-/// What hyper reads from and writes to.
-struct ClientStream {
-    wire: Arc<Wire>,
-    memory: Option<DuplexStream>,
-    /// Told when something was read.
-    first: Option<oneshot::Sender<()>>,
-    /// The backend reads no more. It may have answered before, so that what is still to be written is let go of and
-    /// reading alone says how the exchange ended: with the answer, or with the error.
-    unheard: bool,
-}
-
-impl ClientStream {
-    fn new(stream: network::Stream) -> (Self, Arc<Wire>) {
-        let (tcp, memory) = match stream {
-            network::Stream::Tcp(tcp) => (Some(tcp), None),
-            network::Stream::Memory(memory) => (None, Some(memory)),
-        };
-        let wire = Arc::new(Wire { tcp, meter: Arc::default() });
-        (Self { wire: Arc::clone(&wire), memory, first: None, unheard: false }, wire)
-    }
-
-    /// Resolves when the backend has said something, or with an error when it never will.
-    fn first_bytes(&mut self) -> oneshot::Receiver<()> {
-        let (first, heard) = oneshot::channel();
-        self.first = Some(first);
-        heard
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = match (&this.wire.tcp, &mut this.memory) {
-            (Some(tcp), _) => loop {
-                if let Err(error) = std::task::ready!(tcp.poll_read_ready(cx)) {
-                    break Poll::Ready(Err(error));
-                }
-                match tcp.try_read_buf(buf) {
-                    Ok(_) => break Poll::Ready(Ok(())),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => break Poll::Ready(Err(error)),
-                }
-            },
-            (None, Some(memory)) => Pin::new(memory).poll_read(cx, buf),
-            (None, None) => Poll::Ready(Ok(())),
-        };
-        let read = buf.filled().len() - before;
-        if read > 0 {
-            this.wire.meter.read.fetch_add(read as u64, Ordering::Relaxed);
-            if let Some(first) = this.first.take() {
-                // Who waited may be gone.
-                let _ = first.send(());
-            }
-        }
-        polled
-    }
-}
-
-impl ClientStream {
-    fn poll_write_with(
-        &mut self,
-        cx: &mut Context<'_>,
-        length: usize,
-        to_tcp: impl Fn(&TcpStream) -> io::Result<usize>,
-        to_memory: impl FnOnce(Pin<&mut DuplexStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if self.unheard {
-            return Poll::Ready(Ok(length));
-        }
-        let polled = match (&self.wire.tcp, &mut self.memory) {
-            (Some(tcp), _) => loop {
-                if let Err(error) = std::task::ready!(tcp.poll_write_ready(cx)) {
-                    break Poll::Ready(Err(error));
-                }
-                match to_tcp(tcp) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    other => break Poll::Ready(other),
-                }
-            },
-            (None, Some(memory)) => to_memory(Pin::new(memory), cx),
-            (None, None) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
-        match polled {
-            Poll::Ready(Ok(written)) => {
-                self.wire.meter.written.fetch_add(written as u64, Ordering::Relaxed);
-                Poll::Ready(Ok(written))
-            }
-            Poll::Ready(Err(error))
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::BrokenPipe
-                        | io::ErrorKind::ConnectionReset
-                        | io::ErrorKind::ConnectionAborted
-                ) =>
-            {
-                self.unheard = true;
-                Poll::Ready(Ok(length))
-            }
-            other => other,
-        }
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_with(
-            cx,
-            buf.len(),
-            |tcp| tcp.try_write(buf),
-            |memory, cx| memory.poll_write(cx, buf),
-        )
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_with(
-            cx,
-            bufs.iter().map(|buf| buf.len()).sum(),
-            |tcp| tcp.try_write_vectored(bufs),
-            |memory, cx| memory.poll_write_vectored(cx, bufs),
-        )
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Neither a socket nor an in-memory pipe buffers on this side.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match (&this.wire.tcp, &mut this.memory) {
-            (Some(tcp), _) => Poll::Ready(socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write)),
-            (None, Some(memory)) => Pin::new(memory).poll_shutdown(cx),
-            (None, None) => Poll::Ready(Ok(())),
         }
     }
 }

@@ -25,9 +25,15 @@ const BUFFER: usize = 16 << 10;
 pub(crate) struct Tunnel {
     guards: Mutex<Vec<Guard>>,
     deadlines: Mutex<Option<Deadlines>>,
+    /// Bytes written to the client.
+    count: Arc<AtomicU64>,
 }
 
 impl Tunnel {
+    pub(crate) fn count(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.count)
+    }
+
     pub(crate) fn attach(&self, guard: Guard) {
         self.guards.lock().push(guard);
     }
@@ -45,20 +51,20 @@ pub(crate) fn join(drain: &Drain, tunnel: Arc<Tunnel>, client: OnUpgrade, backen
         let splice = async {
             let (client, backend) = tokio::try_join!(client, backend).map_err(io::Error::other)?;
             let deadlines = *tunnel.deadlines.lock();
+            let written =
+                Arc::new(Written { base: Instant::now(), nanos: AtomicU64::new(0), bytes: tunnel.count() });
+            let mut client = Watched {
+                inner: TokioIo::new(client),
+                written: Arc::clone(&written),
+                timed: deadlines.is_some(),
+            };
             let mut backend = TokioIo::new(backend);
             match deadlines {
-                None => {
-                    let mut client = TokioIo::new(client);
-                    copy(&mut client, &mut backend).await
-                }
-                Some(deadlines) => {
-                    let written = Arc::new(Written { base: Instant::now(), nanos: AtomicU64::new(0) });
-                    let mut client = Watched { inner: TokioIo::new(client), written: Arc::clone(&written) };
-                    tokio::select! {
-                        copied = copy(&mut client, &mut backend) => copied,
-                        error = expire(deadlines, &written) => Err(error),
-                    }
-                }
+                None => copy(&mut client, &mut backend).await,
+                Some(deadlines) => tokio::select! {
+                    copied = copy(&mut client, &mut backend) => copied,
+                    error = expire(deadlines, &written) => Err(error),
+                },
             }
         };
         let ended = tokio::select! {
@@ -94,10 +100,12 @@ async fn expire(deadlines: Deadlines, written: &Written) -> io::Error {
     }
 }
 
-/// When something was last written to the client, in nanoseconds after `base`; 0: never.
+/// What was written to the client.
 struct Written {
     base: Instant,
+    /// When something last was, after `base`; 0: never.
     nanos: AtomicU64,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Written {
@@ -113,6 +121,8 @@ impl Written {
 struct Watched<T> {
     inner: T,
     written: Arc<Written>,
+    /// Whether it matters when.
+    timed: bool,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
@@ -128,7 +138,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
-        if matches!(polled, Poll::Ready(Ok(written)) if written > 0) {
+        let Poll::Ready(Ok(length @ 1..)) = polled else { return polled };
+        self.written.bytes.fetch_add(length as u64, Ordering::Relaxed);
+        if self.timed {
             let nanos = u64::try_from(self.written.base.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.written.nanos.store(nanos.max(1), Ordering::Relaxed);
         }

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ember_dataplane::port;
 use ember_dataplane::timeout::Timeouts;
+use ember_dataplane::tls::{InvalidSetting, Settings};
 
 use crate::observability::{self, Observability};
 use crate::readiness::spec::{self, Probe};
+use crate::resource;
 
 /// Everything the sidecar needs to know, immutable.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +51,14 @@ pub struct Config {
     pub pod_ip: String,
     /// `OBSERVABILITY_CONFIG` and the environment that overrides it.
     pub observability: Observability,
+    /// What TLS clients may agree on. An error counts only where TLS is spoken. `QUEUE_PROXY_TLS_*`.
+    pub tls_settings: Result<Settings, InvalidSetting>,
 
+    /// Where `tls.crt` and `tls.key` are. With both of them there at start, requests are served by TLS, too. `None`:
+    /// nowhere. Default `/var/lib/knative/certs`.
+    pub certificate_directory: Option<PathBuf>,
+    /// How often they are looked at again. 60 s.
+    pub certificate_period: Duration,
     /// The address the servers listen on. Default: all, IPv6 and IPv4.
     pub bind: IpAddr,
     /// Where the app listens. Default 127.0.0.1.
@@ -187,12 +197,10 @@ impl Config {
         let readiness_probes = spec::decode(&probes, several)
             .map_err(|error| ConfigError::invalid("SERVING_READINESS_PROBE", &probes, &error))?;
         let json = env.text("OBSERVABILITY_CONFIG");
-        let observability = observability::parse(
-            &json,
-            env.get("METRICS_PROMETHEUS_HOST"),
-            env.get("METRICS_PROMETHEUS_PORT"),
-        )
-        .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, &error))?;
+        let mut observability = observability::parse(&json, |name| env.get(name))
+            .map_err(|error| ConfigError::invalid("OBSERVABILITY_CONFIG", &json, &error))?;
+        observability.environment = env.0.clone().into_iter().collect();
+        observability.resource = resource::attributes(|name| env.get(name), &observability.environment);
         Ok(Self {
             container_concurrency: usize::try_from(env.required_int("CONTAINER_CONCURRENCY")?)
                 .ok()
@@ -217,6 +225,9 @@ impl Config {
             pod: env.required_text("SERVING_POD")?,
             pod_ip: env.required_text("SERVING_POD_IP")?,
             observability,
+            tls_settings: Settings::from_env("QUEUE_PROXY_", |name| env.get(name)),
+            certificate_directory: Some(PathBuf::from("/var/lib/knative/certs")),
+            certificate_period: Duration::from_secs(60),
             bind: Ipv6Addr::UNSPECIFIED.into(),
             app_host: Ipv4Addr::LOCALHOST.into(),
             admin_port: port::ADMIN,
@@ -334,6 +345,13 @@ mod tests {
             env.insert(name.to_owned(), value.to_owned());
         }
         assert_eq!(Config::from_env(env).unwrap().readiness_probes.len(), 1);
+    }
+
+    #[test]
+    fn tls_settings_are_kept_even_if_they_are_wrong() {
+        assert!(with("QUEUE_PROXY_TLS_MIN_VERSION", "1.2").unwrap().tls_settings.is_ok());
+        let error = with("QUEUE_PROXY_TLS_MIN_VERSION", "1.1").unwrap().tls_settings.unwrap_err();
+        assert_eq!(error.to_string(), "invalid QUEUE_PROXY_TLS_MIN_VERSION \"1.1\": must be 1.2 or 1.3");
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! The sidecar of every Knative pod: counts and limits concurrency, probes, drains.
 //!
 //! It runs as tasks of the runtime that calls [`run`]; many sidecars may share one. Environment in, contract ports
-//! out: data on 8012 or 8013, `/wait-for-drain` on 8022, statistics for the autoscaler on 9090, Prometheus on 9091
-//! where the cluster asks for it.
+//! out: data on 8012 or 8013, and on 8112 where there is a certificate, `/wait-for-drain` on 8022, statistics for the
+//! autoscaler on 9090, Prometheus on 9091 where the cluster asks for it.
 
 mod admin;
+pub mod certificate;
 pub mod config;
 mod forwarded;
 pub mod observability;
+mod observation;
 pub mod readiness;
 mod reporter;
 mod request;
 mod request_metrics;
+mod resource;
+mod route_tag;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,7 +32,6 @@ use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server::{self, Handler, Options};
 use ember_dataplane::worker::Workers;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +39,12 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, ConfigError};
 
 use admin::Admin;
+use certificate::Certificate;
 use observability::MetricsProtocol;
+use observation::Observer;
 use readiness::Readiness;
 use reporter::{Reporter, StatEndpoint};
 use request::Data;
-use request_metrics::RequestMetrics;
 
 /// Requests that may wait, for each that may run.
 const QUEUE_DEPTH: usize = 10;
@@ -60,6 +64,9 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// There is a certificate, but no serving with it.
+    #[error(transparent)]
+    Certificate(#[from] certificate::Error),
     /// The concurrency limit makes no breaker.
     #[error(transparent)]
     Breaker(#[from] InvalidBreaker),
@@ -81,7 +88,7 @@ impl Drop for AbortOnDrop {
 /// app answers. Dropping the future cuts everything off.
 ///
 /// # Errors
-/// A port that cannot be listened on.
+/// A port that cannot be listened on, a certificate that cannot be used.
 pub async fn run(
     config: Config,
     io: Io,
@@ -94,9 +101,17 @@ pub async fn run(
     let workers = Workers::current();
     let options = Options::default();
 
+    let certificate = match &config.certificate_directory {
+        Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
+        None => None,
+    };
     // Everything is listened on before anything is served: a sidecar runs whole or not at all.
     let listen = async |ip, port| listen(&io, ip, port).await;
     let data_listener = listen(config.bind, config.serving_port).await?;
+    let tls = match certificate {
+        Some(certificate) => Some((listen(config.bind, config.serving_tls_port).await?, certificate)),
+        None => None,
+    };
     let admin_listener = listen(config.bind, config.admin_port).await?;
     let stat_listener = listen(config.bind, config.stat_port).await?;
     let observability = &config.observability;
@@ -117,35 +132,42 @@ pub async fn run(
     let reporter = Arc::new(Reporter::new(config.pod.clone(), config.stat_period));
     let prober =
         Readiness::new(config.readiness_probes.clone(), io.clone(), config.app_host, stop_probing.clone());
-    let mut metrics = None;
-    if let Some(listener) = prometheus {
-        let mut registry = Registry::default();
-        metrics = Some(Arc::new(RequestMetrics::new(&mut registry, breaker.is_some())));
-        serve(listener, &workers, &options, &side, Exposition::new(Arc::new(registry)));
+    let app = Address::from((config.app_host, config.user_port));
+    let protocol = Protocol::of_data_port(config.serving_port);
+    let observer = Observer::start(observability, &app, protocol, breaker.is_some());
+    let flush = observer.finish();
+    if let (Some(listener), Some(metrics)) = (prometheus, observer.metrics()) {
+        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::clone(metrics))));
     }
     let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
     let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
-    let handler = Data {
+    let handler = Arc::new(Data {
         proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
-        app: Address::from((config.app_host, config.user_port)),
-        protocol: Protocol::of_data_port(config.serving_port),
+        app,
+        protocol,
         app_absence: config.app_absence,
         timeouts: config.timeouts,
         breaker,
         reporter: Arc::clone(&reporter),
-        metrics,
+        observer,
         readiness: prober.clone(),
         quiet: quiet.clone(),
-    };
+    });
     let admin = Admin {
         quiet: quiet.clone(),
         shutdown: shutdown.clone(),
         drained: drained.clone(),
         reset_after: config.drain_reset_after,
     };
-    serve(data_listener, &workers, &options, &data, handler);
-    serve(admin_listener, &workers, &options, &side, admin);
-    serve(stat_listener, &workers, &options, &side, StatEndpoint(Arc::clone(&reporter)));
+    serve(data_listener, &workers, &options, &data, Arc::clone(&handler));
+    if let Some((listener, certificate)) = tls {
+        let options = Options { tls: Some(certificate.server()), ..options.clone() };
+        serve(listener, &workers, &options, &data, handler);
+        let watching = certificate.watch(config.certificate_period);
+        side.tasks().spawn(side.stopped().clone().run_until_cancelled_owned(watching));
+    }
+    serve(admin_listener, &workers, &options, &side, Arc::new(admin));
+    serve(stat_listener, &workers, &options, &side, Arc::new(StatEndpoint(Arc::clone(&reporter))));
     let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
     side.tasks().spawn(ticking);
     let revision = format!("{}/{}", config.namespace, config.revision);
@@ -183,6 +205,7 @@ pub async fn run(
     data.finish(rest).await;
     streams.finish(Duration::ZERO).await;
     side.finish(LAST_ANSWERS).await;
+    flush.await;
     tracing::info!(pod = config.pod, "drained");
     Ok(())
 }
@@ -200,9 +223,14 @@ async fn listen(io: &Io, ip: IpAddr, port: u16) -> Result<Listener, Error> {
     }
 }
 
-fn serve<H: Handler>(listener: Listener, workers: &Workers, options: &Options, drain: &Drain, handler: H) {
+fn serve<H: Handler>(
+    listener: Listener,
+    workers: &Workers,
+    options: &Options,
+    drain: &Drain,
+    handler: Arc<H>,
+) {
     let (workers, options, drain) = (workers.clone(), options.clone(), drain.clone());
-    let handler = Arc::new(handler);
     let tasks = drain.tasks().clone();
     tasks.spawn(async move {
         server::serve(listener, &workers, &options, &drain, |_| Arc::clone(&handler)).await;

@@ -1,8 +1,11 @@
 //! `OBSERVABILITY_CONFIG`: the part of the cluster's observability settings that concerns the sidecar.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ember_dataplane::port;
+use ember_telemetry::otlp::{Destination, Environment, Protocol};
+use ember_telemetry::{meters, traces};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -20,15 +23,34 @@ pub enum MetricsProtocol {
     HttpProtobuf,
 }
 
+/// The instrumentation of the sidecar's own spans and metrics, under the name dashboards know it by.
+pub(crate) const SCOPE: &str = "knative.dev/serving/pkg/queue";
+
 /// The sidecar's share of the settings. Durations in the JSON are integers of nanoseconds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observability {
     /// Protocol of request metrics.
     pub request_metrics: MetricsProtocol,
+    /// Where they are pushed to.
+    pub metrics_endpoint: String,
+    /// How often; zero: OpenTelemetry's default, 60 s.
+    pub metrics_interval: Duration,
     /// Where Prometheus finds them, if not on all addresses.
     pub prometheus_host: Option<IpAddr>,
     /// The port there. 9091.
     pub prometheus_port: Option<u16>,
+    /// How spans are exported, if they are.
+    pub tracing: Option<Protocol>,
+    /// Where spans go.
+    pub tracing_endpoint: String,
+    /// The share of traces that are recorded. 0.
+    pub sampling_rate: f64,
+    /// OpenTelemetry's own variables.
+    pub environment: Environment,
+    /// Who this is, for those who read telemetry.
+    pub resource: Vec<(String, String)>,
+    /// Whether profiles are asked for. There are none.
+    pub profiling: bool,
     /// Whether each request is logged.
     pub enable_request_log: bool,
     /// Whether probes are logged too.
@@ -43,6 +65,35 @@ impl Observability {
     pub fn port(&self) -> u16 {
         self.prometheus_port.unwrap_or(port::USER_METRICS)
     }
+
+    /// Where spans go, if anywhere.
+    pub(crate) fn traces(&self) -> Option<traces::Settings> {
+        Some(traces::Settings {
+            destination: self.destination(self.tracing?, &self.tracing_endpoint),
+            sampling_rate: self.sampling_rate,
+            scope: SCOPE,
+        })
+    }
+
+    /// Where metrics are pushed to, if they are pushed.
+    pub(crate) fn meters(&self) -> Option<meters::Settings> {
+        let protocol = match self.request_metrics {
+            MetricsProtocol::None | MetricsProtocol::Prometheus => return None,
+            MetricsProtocol::Grpc => Protocol::Grpc,
+            MetricsProtocol::HttpProtobuf => Protocol::HttpProtobuf,
+        };
+        let destination = self.destination(protocol, &self.metrics_endpoint);
+        Some(meters::Settings { destination, interval: self.metrics_interval })
+    }
+
+    fn destination(&self, protocol: Protocol, endpoint: &str) -> Destination {
+        Destination {
+            protocol,
+            endpoint: endpoint.to_owned(),
+            environment: self.environment.clone(),
+            resource: self.resource.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +101,7 @@ impl Observability {
 struct Document {
     tracing: Section,
     requestmetrics: Section,
+    runtime: Runtime,
     enablerequestlog: bool,
     enableproberequestlog: bool,
     requestlogtemplate: String,
@@ -60,11 +112,31 @@ struct Document {
 struct Section {
     protocol: String,
     endpoint: String,
+    /// Nanoseconds.
+    exportinterval: i64,
+    samplingrate: f64,
 }
 
-/// Reads the JSON over the defaults; keys match whatever their case, unknown ones are ignored. `host` and `port` are
-/// the environment's overrides.
-pub(crate) fn parse(json: &str, host: Option<&str>, port: Option<&str>) -> Result<Observability, String> {
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Runtime {
+    profiling: String,
+}
+
+/// Variables of TLS on the port Prometheus finds metrics on.
+const PROMETHEUS_TLS: [&str; 4] = [
+    "METRICS_PROMETHEUS_TLS_CERT",
+    "METRICS_PROMETHEUS_TLS_KEY",
+    "METRICS_PROMETHEUS_TLS_CLIENT_AUTH",
+    "METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE",
+];
+
+/// Reads the JSON over the defaults; keys match whatever their case, unknown ones are ignored. `variable` is the
+/// environment that overrides it.
+pub(crate) fn parse<'a>(
+    json: &str,
+    variable: impl Fn(&str) -> Option<&'a str>,
+) -> Result<Observability, String> {
     let document: Document = if json.is_empty() {
         Document::default()
     } else {
@@ -78,28 +150,45 @@ pub(crate) fn parse(json: &str, host: Option<&str>, port: Option<&str>) -> Resul
         "http/protobuf" => MetricsProtocol::HttpProtobuf,
         unknown => return Err(format!("unsupported metrics exporter {unknown:?}")),
     };
-    if !matches!(document.tracing.protocol.as_str(), "" | "none" | "grpc" | "http/protobuf" | "stdout") {
-        return Err(format!("unsupported tracing exporter {:?}", document.tracing.protocol));
-    }
+    let tracing = match document.tracing.protocol.as_str() {
+        "" | "none" => None,
+        "grpc" => Some(Protocol::Grpc),
+        "http/protobuf" => Some(Protocol::HttpProtobuf),
+        "stdout" => Some(Protocol::Stdout),
+        unknown => return Err(format!("unsupported tracing exporter {unknown:?}")),
+    };
     let mut settings = Observability {
         request_metrics,
+        metrics_endpoint: document.requestmetrics.endpoint.clone(),
+        metrics_interval: Duration::from_nanos(
+            u64::try_from(document.requestmetrics.exportinterval).unwrap_or(0),
+        ),
+        tracing,
+        tracing_endpoint: document.tracing.endpoint,
+        sampling_rate: document.tracing.samplingrate,
+        profiling: document.runtime.profiling == "enabled",
         enable_request_log: document.enablerequestlog,
         enable_probe_request_log: document.enableproberequestlog,
         request_log_template: document.requestlogtemplate,
         ..Observability::default()
     };
     if request_metrics == MetricsProtocol::Prometheus {
+        if let Some(name) =
+            PROMETHEUS_TLS.into_iter().find(|name| variable(name).is_some_and(|value| !value.is_empty()))
+        {
+            return Err(format!("{name}: metrics are not served over TLS"));
+        }
         let endpoint = &document.requestmetrics.endpoint;
         let (endpoint_host, endpoint_port) = match endpoint.rsplit_once(':') {
             Some((host, port)) => (host.trim_matches(['[', ']']), port),
             None => ("", endpoint.as_str()),
         };
-        let host = host.unwrap_or(endpoint_host);
+        let host = variable("METRICS_PROMETHEUS_HOST").unwrap_or(endpoint_host);
         if !host.is_empty() {
             settings.prometheus_host =
                 Some(host.parse().map_err(|_| format!("prometheus host {host:?}: not an IP address"))?);
         }
-        let port = port.unwrap_or(endpoint_port);
+        let port = variable("METRICS_PROMETHEUS_PORT").unwrap_or(endpoint_port);
         if !port.is_empty() {
             settings.prometheus_port = Some(
                 port.parse()
@@ -126,6 +215,14 @@ fn lower_keys(value: Value) -> Value {
 mod tests {
     use super::*;
 
+    fn parse(json: &str, host: Option<&str>, port: Option<&str>) -> Result<Observability, String> {
+        super::parse(json, |name| match name {
+            "METRICS_PROMETHEUS_HOST" => host,
+            "METRICS_PROMETHEUS_PORT" => port,
+            _ => None,
+        })
+    }
+
     #[test]
     fn absent_keys_keep_their_defaults() {
         let minimal = r#"{"tracing":{},"metrics":{},"runtime":{},"requestMetrics":{}}"#;
@@ -150,6 +247,43 @@ mod tests {
         assert_eq!(settings.port(), 9999);
         assert_eq!(parse(json, Some("::1"), Some("2000")).unwrap().port(), 2000);
         assert!(parse(json, None, Some("80")).is_err());
+        for (port, valid) in
+            [("1023", false), ("1024", true), ("65535", true), ("65536", false), ("x", false)]
+        {
+            assert_eq!(parse(json, None, Some(port)).is_ok(), valid, "{port}");
+        }
+        assert!(parse("", None, Some("80")).is_ok(), "nobody listens there");
+    }
+
+    #[test]
+    fn exporters_and_their_settings() {
+        let json = r#"{"requestMetrics":{"protocol":"grpc","endpoint":"otel:4317","exportInterval":5000000000},
+            "tracing":{"protocol":"http/protobuf","endpoint":"http://otel:4318","samplingRate":0.25},
+            "runtime":{"profiling":"enabled","exportInterval":1}}"#;
+        let settings = parse(json, None, None).unwrap();
+        assert!(settings.profiling);
+        let meters = settings.meters().unwrap();
+        assert_eq!((meters.destination.protocol, meters.interval), (Protocol::Grpc, Duration::from_secs(5)));
+        assert_eq!(meters.destination.endpoint, "otel:4317");
+        let traces = settings.traces().unwrap();
+        assert_eq!(traces.destination.protocol, Protocol::HttpProtobuf);
+        assert_eq!((traces.destination.endpoint.as_str(), traces.sampling_rate), ("http://otel:4318", 0.25));
+        let nothing = parse("", None, None).unwrap();
+        assert_eq!((nothing.meters(), nothing.traces()), (None, None));
+        let prometheus = parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#, None, None).unwrap();
+        assert_eq!(prometheus.meters(), None);
+    }
+
+    #[test]
+    fn metrics_over_tls_are_refused_by_the_name_of_the_variable() {
+        let json = r#"{"requestMetrics":{"protocol":"prometheus"}}"#;
+        for name in PROMETHEUS_TLS {
+            let set = |other: &str| (other == name).then_some("x");
+            let error = super::parse(json, set).unwrap_err();
+            assert!(error.starts_with(name), "{error}");
+            assert!(super::parse("{}", set).is_ok(), "there is no such port");
+            assert!(super::parse(json, |other| (other == name).then_some("")).is_ok());
+        }
     }
 
     #[test]

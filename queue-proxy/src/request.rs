@@ -19,9 +19,9 @@ use http::{HeaderMap, Request, Response, StatusCode, header};
 use tokio::time::Instant;
 
 use crate::forwarded;
+use crate::observation::{Observation, Observer};
 use crate::readiness::Readiness;
 use crate::reporter::Reporter;
-use crate::request_metrics::RequestMetrics;
 
 /// Body of the 504, and what is appended to a response that is cut.
 const TIMEOUT_TEXT: &str = "request timeout";
@@ -36,7 +36,7 @@ pub(crate) struct Data {
     pub(crate) timeouts: Timeouts,
     pub(crate) breaker: Option<Breaker>,
     pub(crate) reporter: Arc<Reporter>,
-    pub(crate) metrics: Option<Arc<RequestMetrics>>,
+    pub(crate) observer: Observer,
     pub(crate) readiness: Readiness,
     pub(crate) quiet: Quiet,
 }
@@ -49,8 +49,10 @@ impl Handler for Data {
         // Held until the exchange is over, also if it ends here.
         let in_flight = self.quiet.enter();
         let deadlines = self.timeouts.start();
+        let mut observation = self.observer.begin(&mut request, conn);
         forwarded::add(request.headers_mut());
-        let mut response = match deadlines.before_response(self.admit(request, conn)).await {
+        let admitted = self.admit(request, conn, &mut observation);
+        let mut response = match deadlines.before_response(admitted).await {
             Ok(mut response) => {
                 response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
                 response
@@ -60,6 +62,7 @@ impl Handler for Data {
                 timed_out(TIMEOUT_TEXT)
             }
         };
+        observation.answered(&mut response);
         response.body_mut().attach(in_flight);
         response
     }
@@ -98,50 +101,57 @@ impl Data {
     }
 
     /// Counts the request and waits for its turn.
-    async fn admit(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
+    async fn admit(
+        &self,
+        mut request: Request<Body>,
+        conn: &Arc<Conn>,
+        observation: &mut Observation,
+    ) -> Response<Body> {
         if probe::is_kubelet_probe(request.headers()) {
-            return self.forward(request, conn).await;
+            return self.forward(request, conn, observation).await;
         }
+        observation.proxying();
         let proxied = request.headers().get(PROXY_REQUEST).is_some_and(|by| by == probe::ACTIVATOR);
         let counted = self.reporter.count(if proxied { Kind::Proxied } else { Kind::Direct });
         if let Some(host) = request.headers_mut().remove(ORIGINAL_HOST).filter(|host| !host.is_empty()) {
             request.headers_mut().insert(header::HOST, host);
         }
         let Some(breaker) = &self.breaker else {
-            let mut response = self.forward(request, conn).await;
+            let mut response = self.forward(request, conn, observation).await;
             response.body_mut().attach(counted);
             return response;
         };
-        let enqueued = self.metrics.as_ref().map(RequestMetrics::enqueued);
+        let enqueued = self.observer.enqueued();
+        observation.waiting();
         let Ok(permit) = breaker.acquire().await else {
             return respond(&ProxyError::QueueFull);
         };
-        let mut response = self.forward(request, conn).await;
+        let mut response = self.forward(request, conn, observation).await;
         response.body_mut().attach((permit, enqueued, counted));
         response
     }
 
     /// Proxies to the app.
-    async fn forward(&self, request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
-        let invocation = match &self.metrics {
-            Some(metrics) if !probe::is_probe(request.headers()) => Some(metrics.started()),
-            _ => None,
-        };
+    async fn forward(
+        &self,
+        request: Request<Body>,
+        conn: &Arc<Conn>,
+        observation: &mut Observation,
+    ) -> Response<Body> {
         let answered = async {
             let mut outbound = Outbound::new(request, conn)?;
             outbound.headers_mut().remove(REVISION);
             outbound.headers_mut().remove(NAMESPACE);
             outbound.set_protocol(self.protocol);
-            self.reach(outbound).await
+            observation.invoking(&self.observer, &mut outbound);
+            let answer = self.reach(outbound).await;
+            observation.invoked(answer.as_ref().map(Response::status));
+            answer
         };
-        let mut response = answered.await.unwrap_or_else(|error| {
+        answered.await.unwrap_or_else(|error| {
             tracing::error!("error reverse proxying request: {error}");
             respond(&error)
-        });
-        if let Some(invocation) = invocation {
-            invocation.answered(&mut response);
-        }
-        response
+        })
     }
 }
 
@@ -160,7 +170,7 @@ impl Data {
                 Err(Failure::Unsent(unsent, ProxyError::Connect { .. }))
                     if Instant::now() < until && !self.quiet.is_draining() =>
                 {
-                    outbound = *unsent;
+                    outbound = unsent;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }

@@ -497,9 +497,13 @@ async fn prometheus_where_the_cluster_asks_for_it() {
     let sidecar = Sidecar::start(config(own_ip(), port, &env)).await;
     sidecar.get(8012, "/", "").await;
     let metrics = sidecar.get(9091, "/metrics", "").await;
-    let count = r#"kn_serving_invocation_duration_seconds_count{http_response_status_code="200"} 1"#;
-    assert!(metrics.contains(count), "{metrics}");
-    assert!(metrics.contains("kn_serving_queue_depth 0"), "{metrics}");
+    let scope =
+        r#"otel_scope_name="knative.dev/serving/pkg/queue",otel_scope_schema_url="",otel_scope_version="""#;
+    let count = format!(
+        r#"kn_serving_invocation_duration_seconds_count{{http_response_status_code="200",{scope}}} 1"#
+    );
+    assert!(metrics.contains(&count), "{metrics}");
+    assert!(metrics.contains(&format!("kn_serving_queue_depth{{{scope}}} 0")), "{metrics}");
     sidecar.running.abort();
     let sidecar = Sidecar::start(config(own_ip(), port, &[])).await;
     assert!(TcpStream::connect((sidecar.ip, 9091)).await.is_err());

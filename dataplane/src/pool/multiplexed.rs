@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{ClientStream, Inner, Meter, Pool};
+use super::{ClientStream, GREETING, Inner, Meter, Pool};
 use crate::address::Address;
 use crate::body::Body;
 use crate::error::ProxyError;
@@ -34,8 +34,6 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// What is buffered of a request's body for a slow backend, in bytes.
 const SEND_BUFFER: usize = 64 << 10;
-/// How long a backend may take to say hello where the caller sets no deadline.
-const GREETING: Duration = Duration::from_secs(10);
 
 type Driver = http2::Connection<TokioIo<ClientStream>, Body, Tasks>;
 
@@ -207,7 +205,7 @@ impl Pool {
     async fn connect_shared(&self, address: &Address, deadline: Option<Instant>) -> Result<Link, ProxyError> {
         let begun = Instant::now();
         let options = &self.0.options;
-        let stream = options.dial.connect(&self.0.io, address, deadline).await?;
+        let stream = self.open(address, deadline).await?;
         let (mut stream, wire) = ClientStream::new(stream);
         let greeted = stream.first_bytes();
         let stop = CancellationToken::new();

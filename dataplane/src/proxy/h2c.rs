@@ -8,7 +8,7 @@ use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{Failure, Outbound, Proxy, remove_hop_by_hop};
+use super::{Failure, Outbound, Proxy, remove_hop_by_hop, unconnected};
 use crate::address::Address;
 use crate::body::Body;
 use crate::error::ProxyError;
@@ -25,19 +25,20 @@ impl Proxy {
         address: &Address,
         connect_by: Option<Instant>,
     ) -> Result<Response<Body>, Failure> {
+        let scheme = if address.identity().is_some() { &Scheme::HTTPS } else { &Scheme::HTTP };
         let (mut connections, mut seen) = (0, false);
         loop {
             let stream = match self.pool.stream(address, connect_by).await {
                 Ok(stream) => stream,
-                Err(error) => return Err(Failure::Unsent(Box::new(outbound), error)),
+                Err(error) => return Err(unconnected(outbound, error)),
             };
             connections += 1;
             let again = stream.is_reused() && connections < MOST_CONNECTIONS;
-            match exchange(outbound, stream).await {
-                Err(Failure::Unsent(intact, _)) if again => outbound = *intact,
+            match exchange(outbound, stream, scheme).await {
+                Err(Failure::Unsent(intact, _)) if again => outbound = intact,
                 Err(Failure::NoResponse(intact, _)) if again && !seen => {
                     seen = true;
-                    outbound = *intact;
+                    outbound = intact;
                 }
                 other => return other,
             }
@@ -45,16 +46,20 @@ impl Proxy {
     }
 }
 
-async fn exchange(mut outbound: Outbound, mut stream: Stream) -> Result<Response<Body>, Failure> {
+async fn exchange(
+    mut outbound: Outbound,
+    mut stream: Stream,
+    scheme: &Scheme,
+) -> Result<Response<Body>, Failure> {
     let replayable = outbound.is_replayable();
-    let body = std::mem::take(outbound.request.body_mut());
+    let body = std::mem::take(outbound.0.request.body_mut());
     let (upload, body) = if body.is_end_stream() {
         (None, Body::empty())
     } else {
         let (upload, sending) = upload::share(body);
         (Some(upload), Body::sending(sending))
     };
-    let request = translate(outbound.head().request, body);
+    let request = translate(outbound.head().0.request, body, scheme);
     let before = stream.written();
     let mut error = match stream.send(request, upload).await {
         Ok(response) => return Ok(respond(response, stream)),
@@ -73,10 +78,10 @@ async fn exchange(mut outbound: Outbound, mut stream: Stream) -> Result<Response
     let error = if lost { ProxyError::NoResponse(error) } else { ProxyError::Broken(error) };
     Err(match body {
         Some(body) if unsent => {
-            *outbound.request.body_mut() = body;
-            Failure::Unsent(Box::new(outbound), error)
+            *outbound.0.request.body_mut() = body;
+            Failure::Unsent(outbound, error)
         }
-        Some(_) if lost && replayable => Failure::NoResponse(Box::new(outbound), error),
+        Some(_) if lost && replayable => Failure::NoResponse(outbound, error),
         _ => Failure::Final(error),
     })
 }
@@ -95,7 +100,7 @@ fn is_refusal(error: &h2::Error) -> bool {
 
 /// Host becomes the authority; what concerns HTTP/1.1 goes. The body is asked for at once: HTTP/2 has windows for what
 /// `Expect` is for.
-fn translate(head: Request<Body>, body: Body) -> Request<Body> {
+fn translate(head: Request<Body>, body: Body, scheme: &Scheme) -> Request<Body> {
     let (mut parts, _) = head.into_parts();
     parts.headers.remove(header::TRANSFER_ENCODING);
     parts.headers.remove(header::EXPECT);
@@ -104,7 +109,7 @@ fn translate(head: Request<Body>, body: Body) -> Request<Body> {
     if let Some(authority) = host.and_then(|host| Authority::try_from(host).ok()) {
         let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         if let Ok(uri) =
-            Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(target).build()
+            Uri::builder().scheme(scheme.clone()).authority(authority).path_and_query(target).build()
         {
             parts.uri = uri;
             parts.headers.remove(header::HOST);

@@ -34,6 +34,8 @@ impl Sidecar for InProcess {
         config.app_host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         config.drain_quiet_period = QUIET_PERIOD;
         config.app_absence = APP_ABSENCE;
+        // A path of the container's, which has no files of its own here.
+        config.certificate_directory = None;
         // Open before anyone is told of the pod: a probe that comes first waits in the backlog and is not refused.
         let data = SocketAddr::new(spec.pod_ip, config.serving_port);
         self.network.open(data).map_err(|error| format!("cannot listen on {data}: {error}"))?;

@@ -1,5 +1,6 @@
 //! One attempt of one probe.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,9 +11,11 @@ use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
 use ember_dataplane::proxy::{Outbound, Proxy};
+use ember_dataplane::tls::Unverified;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::Instant;
 
@@ -48,11 +51,10 @@ impl Prober {
         let attempt = async {
             match action {
                 Action::Tcp { host, port } => self.tcp(&self.address(host, *port)).await,
-                Action::Http { https: true, .. } => {
-                    Err("HTTPS probes need TLS, which is not available".to_owned())
-                }
-                Action::Http { host, port, path, headers, .. } => {
-                    self.http(self.address(host, *port), path, headers, timeout).await
+                Action::Http { host, port, path, https, headers } => {
+                    let uri = path.parse().map_err(|error| format!("path {path:?}: {error}"))?;
+                    let target = Target { https: *https, address: self.address(host, *port), uri };
+                    self.http(target, headers, timeout).await
                 }
                 Action::Grpc { port, service } => self.grpc(&self.address("", *port), service).await,
                 Action::Exec => Err("exec probe not supported".to_owned()),
@@ -73,8 +75,7 @@ impl Prober {
 
     async fn http(
         &self,
-        mut address: Address,
-        path: &str,
+        mut target: Target,
         headers: &[(String, String)],
         timeout: Duration,
     ) -> Result<(), String> {
@@ -86,11 +87,10 @@ impl Prober {
         };
         let proxy = Proxy::new(Pool::new(self.io.clone(), options), Drain::new());
         let deadline = Instant::now() + timeout;
-        let mut uri: Uri = path.parse().map_err(|error| format!("path {path:?}: {error}"))?;
         for _ in 0..=REDIRECTS {
             let mut request = Request::new(Body::empty());
             *request.method_mut() = Method::GET;
-            *request.uri_mut() = uri.clone();
+            *request.uri_mut() = target.uri.clone();
             for (name, value) in headers {
                 if let (Ok(name), Ok(value)) =
                     (name.parse::<HeaderName>(), HeaderValue::from_bytes(value.as_bytes()))
@@ -99,26 +99,58 @@ impl Prober {
                 }
             }
             request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
-            let host = HeaderValue::from_str(&address.to_string()).map_err(|error| error.to_string())?;
+            let host =
+                HeaderValue::from_str(&target.address.to_string()).map_err(|error| error.to_string())?;
             request.headers_mut().insert(header::HOST, host);
-            let response = proxy
-                .forward(Outbound::direct(request), &address, Some(deadline))
-                .await
-                .map_err(|failure| failure.error().to_string())?;
-            let status = response.status();
+            let (status, location) = if target.https {
+                Box::pin(self.https(&target.address, request)).await?
+            } else {
+                let response = proxy
+                    .forward(Outbound::direct(request), &target.address, Some(deadline))
+                    .await
+                    .map_err(|failure| failure.error().to_string())?;
+                taken(response).await
+            };
             if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
-                // The app sees its whole answer taken.
-                let _ = response.into_body().collect(MAX_ANSWER).await;
                 return judge(status);
             }
-            let Some(location) = response.headers().get(header::LOCATION) else { return judge(status) };
-            match follow(&address, &uri, location) {
-                Some((next, target)) => (address, uri) = (next, target),
+            match location.and_then(|location| target.follow(&location)) {
+                Some(next) => target = next,
                 // Somewhere this cannot go: the app itself has answered.
                 None => return judge(status),
             }
         }
         Err(format!("stopped after {REDIRECTS} redirects"))
+    }
+
+    /// As the kubelet does it: whoever answers is believed, and speaks whichever HTTP it prefers.
+    async fn https(
+        &self,
+        address: &Address,
+        mut request: Request<Body>,
+    ) -> Result<(StatusCode, Option<HeaderValue>), String> {
+        let text = |error: hyper::Error| error.to_string();
+        let tls = Unverified::new(&[b"h2", b"http/1.1"]).map_err(|error| error.to_string())?;
+        let stream = self
+            .io
+            .network
+            .connect(address.host(), address.port())
+            .await
+            .map_err(|error| format!("dial tcp {address}: {error}"))?;
+        let stream = tls.connect(stream, address.host()).await.map_err(|error| error.to_string())?;
+        if stream.protocol() == Some(b"h2") {
+            let uri = format!("https://{address}{}", request.uri());
+            *request.uri_mut() = uri.parse().map_err(|error| format!("path {uri:?}: {error}"))?;
+            request.headers_mut().remove(header::HOST);
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(text)?;
+            let exchange = async { Ok(taken(sender.send_request(request).await.map_err(text)?).await) };
+            driven(connection, exchange).await
+        } else {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+            let exchange = async { Ok(taken(sender.send_request(request).await.map_err(text)?).await) };
+            driven(connection, exchange).await
+        }
     }
 
     async fn grpc(&self, address: &Address, service: &str) -> Result<(), String> {
@@ -130,9 +162,7 @@ impl Prober {
             .await
             .map_err(|error| format!("dial tcp {address}: {error}"))?;
         let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .map_err(text)?;
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(text)?;
         let exchange = async {
             let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
                 .header(header::CONTENT_TYPE, "application/grpc")
@@ -150,11 +180,32 @@ impl Prober {
             }
             if is_serving(&collected.to_bytes()) { Ok(()) } else { Err("service unhealthy".to_owned()) }
         };
-        tokio::select! {
-            done = exchange => done,
-            ended = connection => Err(ended.map_or_else(text, |()| "connection closed".to_owned())),
-        }
+        driven(connection, exchange).await
     }
+}
+
+/// Runs an exchange and the connection it goes by.
+async fn driven<T>(
+    connection: impl Future<Output = hyper::Result<()>>,
+    exchange: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let mut exchange = pin!(exchange);
+    tokio::select! {
+        biased;
+        done = exchange.as_mut() => done,
+        // What it has brought until its end is with the exchange, and so is the error.
+        _ = connection => exchange.await,
+    }
+}
+
+/// What matters of an answer. The app sees all of it taken.
+async fn taken<B>(response: Response<B>) -> (StatusCode, Option<HeaderValue>)
+where
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    let answer = (response.status(), response.headers().get(header::LOCATION).cloned());
+    let _ = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    answer
 }
 
 fn judge(status: StatusCode) -> Result<(), String> {
@@ -165,24 +216,35 @@ fn judge(status: StatusCode) -> Result<(), String> {
     }
 }
 
-/// Where a redirect leads, if there is a way.
-fn follow(address: &Address, from: &Uri, location: &HeaderValue) -> Option<(Address, Uri)> {
-    let location: Uri = match location.to_str().ok()? {
-        // Relative to the directory of what was asked for.
-        relative if !relative.starts_with('/') && !relative.contains("://") => {
-            let directory = from.path().rsplit_once('/').map_or("", |(directory, _)| directory);
-            format!("{directory}/{relative}").parse().ok()?
-        }
-        other => other.parse().ok()?,
-    };
-    let target = location.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
-    match (location.scheme_str(), location.authority()) {
-        (None, None) => Some((address.clone(), target)),
-        (Some("http"), Some(authority)) => {
-            let host = authority.host().trim_matches(['[', ']']);
-            Some((Address::new(host, authority.port_u16().unwrap_or(80)), target))
-        }
-        _ => None,
+/// What a probe asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    https: bool,
+    address: Address,
+    uri: Uri,
+}
+
+impl Target {
+    /// Where a redirect leads, if there is a way.
+    fn follow(&self, location: &HeaderValue) -> Option<Self> {
+        let location: Uri = match location.to_str().ok()? {
+            // Relative to the directory of what was asked for.
+            relative if !relative.starts_with('/') && !relative.contains("://") => {
+                let directory = self.uri.path().rsplit_once('/').map_or("", |(directory, _)| directory);
+                format!("{directory}/{relative}").parse().ok()?
+            }
+            other => other.parse().ok()?,
+        };
+        let uri = location.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
+        let (https, port) = match location.scheme_str() {
+            None if location.authority().is_none() => return Some(Self { uri, ..self.clone() }),
+            Some("http") => (false, 80),
+            Some("https") => (true, 443),
+            _ => return None,
+        };
+        let authority = location.authority()?;
+        let host = authority.host().trim_matches(['[', ']']);
+        Some(Self { https, address: Address::new(host, authority.port_u16().unwrap_or(port)), uri })
     }
 }
 
@@ -230,15 +292,20 @@ mod tests {
 
     #[test]
     fn redirects() {
-        let here = Address::new("127.0.0.1", 8080);
-        let from: Uri = "/a/b?c".parse().unwrap();
-        let to = |location: &'static str| {
-            follow(&here, &from, &HeaderValue::from_static(location))
-                .map(|(address, uri)| format!("{address}{uri}"))
+        let here = |https| {
+            let address = Address::new("127.0.0.1", 8080);
+            Target { https, address, uri: "/a/b?c".parse().unwrap() }
         };
-        assert_eq!(to("/x?y").as_deref(), Some("127.0.0.1:8080/x?y"));
-        assert_eq!(to("x").as_deref(), Some("127.0.0.1:8080/a/x"));
-        assert_eq!(to("http://other/z").as_deref(), Some("other:80/z"));
-        assert_eq!(to("https://other/z"), None);
+        let to = |https, location: &'static str| {
+            here(https).follow(&HeaderValue::from_static(location)).map(|target| {
+                let scheme = if target.https { "https" } else { "http" };
+                format!("{scheme}://{}{}", target.address, target.uri)
+            })
+        };
+        assert_eq!(to(false, "/x?y").as_deref(), Some("http://127.0.0.1:8080/x?y"));
+        assert_eq!(to(true, "x").as_deref(), Some("https://127.0.0.1:8080/a/x"));
+        assert_eq!(to(true, "http://other/z").as_deref(), Some("http://other:80/z"));
+        assert_eq!(to(false, "https://[::1]/z").as_deref(), Some("https://[::1]:443/z"));
+        assert_eq!(to(false, "ftp://other/z"), None);
     }
 }
