@@ -86,7 +86,7 @@ impl Handler for Activation {
             return answer;
         }
         let (namespace, name) = self.target(&request);
-        let Some(revision) = self.shared.registry.get(&namespace, &name) else { return not_found(&name) };
+        let Some(revision) = self.shared.registry.get(namespace, name) else { return not_found(name) };
         let record = self.shared.request_log.begin(&request, &revision, conn);
         let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
@@ -148,18 +148,18 @@ impl Activation {
     }
 
     /// Namespace and name of the revision: from the headers, else from a host `name.namespace.svc.<cluster domain>`.
-    fn target(&self, request: &Request<Body>) -> (String, String) {
-        let text = |name: HeaderName| {
+    fn target<'a>(&self, request: &'a Request<Body>) -> (&'a str, &'a str) {
+        let text = |name: HeaderName| -> &'a str {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
         };
         let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
         if namespace.is_empty() || name.is_empty() {
             let host = text(http::header::HOST);
             if let Some((name, namespace)) = revision_of_host(host, &self.shared.config.cluster_domain) {
-                return (namespace.to_owned(), name.to_owned());
+                return (namespace, name);
             }
         }
-        (namespace.to_owned(), name.to_owned())
+        (namespace, name)
     }
 
     /// Waits for a pod and forwards. A request that may be repeated goes back to the head of the queue, and its pod
