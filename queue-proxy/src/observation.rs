@@ -192,6 +192,7 @@ impl Observation {
         let Some(active) = &mut self.0 else { return };
         let observed = Observed {
             version: observer.app_version,
+            tls: false,
             host: Some(observer.app.clone()),
             ..active.observed.clone()
         };
