@@ -40,9 +40,79 @@ pub fn assigned<T: Clone>(pods: &[T], position: Option<Position>) -> Vec<T> {
     mine
 }
 
+/// How many requests this activator may have at a time in `ready` pods that are reached by one address, each taking
+/// `limit`: its share of the places, but one at least where there are any.
+#[must_use]
+pub fn shared_places(limit: u32, ready: usize, position: Option<Position>) -> u32 {
+    let places = u64::from(limit) * ready as u64;
+    let activators = position.map_or(1, |position| position.count.max(1)) as u64;
+    // As many as upstream counts to.
+    let most = u64::from(i32::MAX.unsigned_abs());
+    let share = if places == 0 { 0 } else { (places / activators).clamp(1, most) };
+    u32::try_from(share).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capacity_table() {
+        struct Row {
+            limit: u32,
+            pods: usize,
+            /// Reached by the Service's address.
+            cluster_ip: bool,
+            activators: usize,
+            index: usize,
+            assigned: &'static [usize],
+            capacity: u32,
+        }
+        let row = |limit, pods, activators, index, assigned, capacity| Row {
+            limit,
+            pods,
+            cluster_ip: false,
+            activators,
+            index,
+            assigned,
+            capacity,
+        };
+        let by_service = |limit, pods, activators, capacity| Row {
+            limit,
+            pods,
+            cluster_ip: true,
+            activators,
+            index: 0,
+            assigned: &[],
+            capacity,
+        };
+        for Row { limit, pods, cluster_ip, activators, index, assigned: expected, capacity } in [
+            row(42, 6, 4, 0, &[0, 4], 84),
+            row(10, 3, 2, 0, &[0, 2], 20),
+            row(10, 3, 2, 1, &[1], 10),
+            row(1, 5, 2, 0, &[0, 1, 4], 3),
+            row(1, 5, 2, 1, &[2, 3], 2),
+            row(1, 2, 3, 0, &[0], 1),
+            row(1, 2, 3, 1, &[1], 1),
+            row(1, 2, 3, 2, &[0], 1),
+            by_service(10, 10, 5, 20),
+            by_service(10, 10, 200, 1),
+            by_service(10, 0, 200, 0),
+            by_service(10, 10, 1, 100),
+            by_service(u32::MAX, 10, 1, 2_147_483_647),
+        ] {
+            let position = Some(Position { count: activators, index });
+            let found = if cluster_ip {
+                shared_places(limit, pods, position)
+            } else {
+                let mine = assigned(&(0..pods).collect::<Vec<_>>(), position);
+                assert_eq!(mine, expected, "{pods} pods, activator {index} of {activators}");
+                limit * u32::try_from(mine.len()).unwrap()
+            };
+            assert_eq!(found, capacity, "{limit} in {pods} pods, activator {index} of {activators}");
+        }
+        assert_eq!(shared_places(10, 3, None), 30);
+    }
 
     #[test]
     fn contract_table() {

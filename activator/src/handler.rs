@@ -203,8 +203,14 @@ impl Activation {
                     server_timing = HeaderValue::from_str(&phases.server_timing()).ok();
                 }
             }
-            // Each pod is a backend of its own: its address is the Host.
-            outbound.headers_mut().remove(http::header::HOST);
+            match &revision.passthrough_host {
+                Some(host) => {
+                    outbound.set_host(host.clone());
+                    outbound.headers_mut().insert(header::PASSTHROUGH_LB, HeaderValue::from_static("true"));
+                }
+                // Each pod is a backend of its own: its address is the Host.
+                None => drop(outbound.headers_mut().remove(http::header::HOST)),
+            }
             let connect_by = Instant::now() + self.shared.config.connect_timeout;
             match self.proxy.forward(outbound, grant.address(), Some(connect_by)).await {
                 Ok(mut response) => {

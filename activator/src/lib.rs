@@ -19,13 +19,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ember_api::configmaps::network;
+use ember_api::configmaps::network::{self, Network};
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
+use ember_reconcile::cache::Cache;
 use kube::Client;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -87,40 +88,52 @@ pub async fn run(
         &config.observability_name,
         control.clone(),
     ));
-    let prober = Prober {
-        runtime: Handle::current(),
-        tasks: tasks.clone(),
-        stop: control.clone(),
-        proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
-        timeout: config.probe_timeout,
-        first_pause: config.probe_first_pause,
-        longest_pause: config.probe_longest_pause,
-        clock,
+    let network = tokio::select! {
+        () = shutdown.cancelled() => None,
+        network = network_settings(&config, &settings) => Some(network),
     };
-    let registry = Registry::new(config.clone(), prober);
-    let outbox = Outbox::new(&config.pod_name, clock);
-    tasks.spawn(metrics::serve(
-        config.clone(),
-        io.clone(),
-        settings.clone(),
-        metrics::families(&registry, &outbox),
-        control.clone(),
-    ));
-    tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
-    tasks.spawn(link::run(
-        config.clone(),
-        io.clone(),
-        Arc::clone(&registry),
-        Arc::clone(&outbox),
-        control.clone(),
-    ));
-    let shared = Arc::new(Shared { config, settings, registry, outbox, terminating: shutdown.clone() });
-    let result = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        ready = ready(&shared) => match ready {
-            Ok(()) => serve(&shared, &io, &workers, &drain).await,
-            Err(error) => Err(error),
-        },
+    let result = match network {
+        None => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(network)) => {
+            let prober = Prober {
+                runtime: Handle::current(),
+                tasks: tasks.clone(),
+                stop: control.clone(),
+                proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),
+                timeout: config.probe_timeout,
+                first_pause: config.probe_first_pause,
+                longest_pause: config.probe_longest_pause,
+                clock,
+                mesh_mode: network.mesh_compatibility_mode,
+                passthrough: network.enable_mesh_pod_addressability,
+                services: Cache::new(),
+            };
+            let registry = Registry::new(config.clone(), prober);
+            let outbox = Outbox::new(&config.pod_name, clock);
+            tasks.spawn(metrics::serve(
+                config.clone(),
+                io.clone(),
+                settings.clone(),
+                metrics::families(&registry, &outbox),
+                control.clone(),
+            ));
+            tasks.spawn(Arc::clone(&registry).run(client, control.clone()));
+            tasks.spawn(link::run(
+                config.clone(),
+                io.clone(),
+                Arc::clone(&registry),
+                Arc::clone(&outbox),
+                control.clone(),
+            ));
+            let terminating = shutdown.clone();
+            let shared = Arc::new(Shared { config, settings, registry, outbox, terminating });
+            let synced = tokio::select! {
+                () = shutdown.cancelled() => false,
+                () = shared.registry.synced() => true,
+            };
+            if synced { serve(&shared, &io, &workers, &drain).await } else { Ok(()) }
+        }
     };
     control.cancel();
     tasks.close();
@@ -129,15 +142,15 @@ pub async fn run(
     result
 }
 
-/// Waits until what requests need is known.
-async fn ready(shared: &Shared) -> Result<(), Error> {
-    shared.settings.synced().await;
-    if !shared.settings.load().has_network {
-        let namespace = shared.config.system_namespace.clone();
-        return Err(Error::ConfigMap { namespace, name: network::NAME });
+/// `config-network` as it is at start, once it is known.
+async fn network_settings(config: &Config, settings: &Settings) -> Result<Network, Error> {
+    settings.synced().await;
+    let snapshot = settings.load();
+    if snapshot.has_network {
+        return Ok(snapshot.network.clone());
     }
-    shared.registry.synced().await;
-    Ok(())
+    let namespace = config.system_namespace.clone();
+    Err(Error::ConfigMap { namespace, name: network::NAME })
 }
 
 async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) -> Result<(), Error> {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assignment::position;
 use crate::config::Config;
-use crate::revision::{Prober, RevisionState, ready_ips};
+use crate::revision::{Prober, RevisionState, private_service, ready_ips};
 
 /// By namespace, then name.
 type Revisions = HashMap<String, HashMap<String, Arc<RevisionState>>>;
@@ -85,7 +85,7 @@ impl Registry {
 
     /// Waits until the first listings are in.
     pub(crate) async fn synced(&self) {
-        tokio::join!(self.revisions.synced(), self.endpoints.synced());
+        tokio::join!(self.revisions.synced(), self.endpoints.synced(), self.prober.services.synced());
     }
 
     /// Follows the API until `shutdown`.
@@ -114,9 +114,12 @@ impl Registry {
             }
         });
         let selector = watcher::Config::default().labels(labels::SERVICE_TYPE);
+        let private = format!("{}={}", labels::SERVICE_TYPE, labels::SERVICE_TYPE_PRIVATE);
+        let private = watcher::Config::default().labels(&private);
         tokio::join!(
             self.revisions.run(Api::all(client.clone()), watcher::Config::default(), shutdown.clone()),
-            self.endpoints.run(Api::all(client), selector, shutdown),
+            self.endpoints.run(Api::all(client.clone()), selector.clone(), shutdown.clone()),
+            self.prober.services.run(Api::all(client), private, shutdown),
         );
     }
 
@@ -152,8 +155,7 @@ impl Registry {
             known.close();
         }
         // Endpoints may have come before their revision.
-        let service = names::pod_autoscaler(&key.name);
-        for name in [names::private_service(&service), service] {
+        for name in [private_service(&key.name), names::pod_autoscaler(&key.name)] {
             if let Some(endpoints) = self.endpoints.get(&key.namespace, &name) {
                 self.take_over(&state, &endpoints, true);
             }

@@ -4,28 +4,32 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ember_api::configmaps::network::MeshCompatibilityMode;
 use ember_api::labels;
+use ember_api::names;
 use ember_api::serving::v1::Revision;
 use ember_dataplane::address::Address;
-use ember_dataplane::probe;
+use ember_dataplane::header;
+use ember_dataplane::probe::{self, Found};
 use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
-use ember_reconcile::cache::Key;
-use k8s_openapi::api::core::v1::Endpoints;
+use ember_reconcile::cache::{Cache, Key};
+use http::HeaderValue;
+use k8s_openapi::api::core::v1::{Endpoints, Service};
 use kube::ResourceExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::assignment::{Position, assigned};
+use crate::assignment::{Position, assigned, shared_places};
 use crate::clock::Clock;
 use crate::coldstart::{Phases, Progress};
 use crate::config::Config;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Backend, Dispatcher};
 use crate::metrics::RevisionMetrics;
-use crate::pod_set::PodSet;
+use crate::pod_set::{PodSet, Policy};
 use crate::reporter::Reporter;
 
 /// What probing needs; lives on the control runtime.
@@ -39,12 +43,21 @@ pub(crate) struct Prober {
     pub(crate) first_pause: Duration,
     pub(crate) longest_pause: Duration,
     pub(crate) clock: Clock,
+    /// From `config-network`, as it was at start.
+    pub(crate) mesh_mode: MeshCompatibilityMode,
+    /// As above: whether a mesh is asked to pass requests through to the pod they name.
+    pub(crate) passthrough: bool,
+    pub(crate) services: Cache<Service>,
 }
 
 #[derive(Debug)]
 struct Pods {
     set: PodSet,
     probes: HashMap<Address, CancellationToken>,
+    /// The probe of the Service's address, while there is one.
+    cluster_ip_probe: Option<CancellationToken>,
+    /// The Service's address, once it has been proven.
+    cluster_ip: Option<Address>,
     position: Option<Position>,
     /// The revision is gone: nothing is probed any more.
     closed: bool,
@@ -71,6 +84,8 @@ pub struct RevisionState {
     pub port_name: &'static str,
     /// What its pods speak.
     pub protocol: Protocol,
+    /// What requests and probes carry as Host where a mesh is to pass them through.
+    pub(crate) passthrough_host: Option<HeaderValue>,
     pub(crate) metrics: RevisionMetrics,
     progress: Mutex<Progress>,
     pods: Mutex<Pods>,
@@ -80,10 +95,15 @@ pub struct RevisionState {
 impl RevisionState {
     pub(crate) fn new(revision: &Revision, config: &Config, prober: Prober) -> Self {
         let spec = &revision.spec;
+        let key = Key::of(revision);
+        let host = format!("{}.{}", private_service(&key.name), key.namespace);
+        let passthrough_host = prober.passthrough.then(|| HeaderValue::from_str(&host).ok()).flatten();
+        let policy = Policy::new(prober.mesh_mode, prober.passthrough, usable_before_ready(revision));
         let label = |name: &str| revision.labels().get(name).cloned().unwrap_or_default();
         let limit = u32::try_from(spec.container_concurrency.unwrap_or(0)).unwrap_or(0);
         Self {
-            key: Key::of(revision),
+            key,
+            passthrough_host,
             uid: revision.metadata.uid.clone().unwrap_or_default(),
             service: label(labels::SERVICE),
             configuration: label(labels::CONFIGURATION),
@@ -95,8 +115,10 @@ impl RevisionState {
             metrics: RevisionMetrics::default(),
             progress: Mutex::default(),
             pods: Mutex::new(Pods {
-                set: PodSet::new(usable_before_ready(revision)),
+                set: PodSet::new(policy),
                 probes: HashMap::new(),
+                cluster_ip_probe: None,
+                cluster_ip: None,
                 position: None,
                 closed: false,
             }),
@@ -120,6 +142,7 @@ impl RevisionState {
         for address in probes.start {
             self.probe(&mut pods, address);
         }
+        self.settle_cluster_ip(&mut pods);
         self.publish(&pods);
     }
 
@@ -139,7 +162,10 @@ impl RevisionState {
         if pods.closed {
             return;
         }
-        if pods.set.doubted(address) {
+        if pods.cluster_ip.as_ref() == Some(address) {
+            pods.set.cluster_ip_doubted();
+            self.settle_cluster_ip(&mut pods);
+        } else if pods.set.doubted(address) {
             self.probe(&mut pods, address.clone());
         }
         self.publish(&pods);
@@ -150,6 +176,9 @@ impl RevisionState {
         let mut pods = self.pods.lock();
         pods.closed = true;
         for (_, token) in pods.probes.drain() {
+            token.cancel();
+        }
+        if let Some(token) = pods.cluster_ip_probe.take() {
             token.cancel();
         }
         drop(pods);
@@ -169,11 +198,23 @@ impl RevisionState {
     }
 
     fn publish(&self, pods: &Pods) {
-        let usable = pods.set.usable();
-        self.progress.lock().pods(!pods.set.is_empty(), !usable.is_empty(), self.prober.clock.now());
-        // Without a limit there are no places to share out.
-        let position = pods.position.filter(|_| self.dispatcher.limit() > 0);
-        self.dispatcher.set_pods(&assigned(&usable, position));
+        let limit = self.dispatcher.limit();
+        let backends: Vec<Backend> = match &pods.cluster_ip {
+            Some(address) if pods.set.uses_cluster_ip() => {
+                let ready = pods.set.ready();
+                let places = shared_places(limit, ready, pods.position);
+                let leads_somewhere = ready > 0;
+                leads_somewhere.then(|| Backend { address: address.clone(), places }).into_iter().collect()
+            }
+            _ => {
+                // Without a limit there are no places to share out.
+                let position = pods.position.filter(|_| limit > 0);
+                let mine = assigned(&pods.set.usable(), position);
+                mine.into_iter().map(|address| Backend { address, places: limit }).collect()
+            }
+        };
+        self.progress.lock().pods(!pods.set.is_empty(), !backends.is_empty(), self.prober.clock.now());
+        self.dispatcher.set_backends(backends);
     }
 
     fn probe(self: &Arc<Self>, pods: &mut Pods, address: Address) {
@@ -185,13 +226,14 @@ impl RevisionState {
         let probing = async move {
             tokio::select! {
                 () = token.cancelled() => {}
-                () = state.probe_until_ready(&address) => {
+                () = state.probe_until_ready(&address, &token) => {
                     let mut pods = state.pods.lock();
                     // Cancelled meanwhile: what was learnt concerns a pod that is gone.
                     if !token.is_cancelled() {
                         pods.probes.remove(&address);
                         if pods.set.proven(&address) {
                             tracing::debug!(target: "ember::coldstart", phase = "ready", revision = %state.key);
+                            state.settle_cluster_ip(&mut pods);
                             state.publish(&pods);
                         }
                     }
@@ -201,18 +243,98 @@ impl RevisionState {
         self.prober.tasks.spawn_on(probing, &self.prober.runtime);
     }
 
-    async fn probe_until_ready(&self, address: &Address) {
+    async fn probe_until_ready(self: &Arc<Self>, address: &Address, token: &CancellationToken) {
         let mut pause = self.prober.first_pause;
         loop {
-            let found = probe::queue(&self.prober.proxy, address, &[], self.prober.timeout).await;
+            let found = self.ask(address).await;
             if found.is_ready() {
                 return;
             }
             tracing::trace!(revision = %self.key, %address, ?found, "not ready yet");
+            {
+                let mut pods = self.pods.lock();
+                if !token.is_cancelled() {
+                    pods.set.failed(address, found.is_not_mesh());
+                    self.settle_cluster_ip(&mut pods);
+                }
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.prober.longest_pause);
         }
     }
+
+    async fn ask(&self, address: &Address) -> Found {
+        let headers = self.passthrough_host.as_ref().map(|host| {
+            [(http::header::HOST, host.clone()), (header::PASSTHROUGH_LB, HeaderValue::from_static("true"))]
+        });
+        let headers = headers.as_ref().map_or(&[][..], |headers| &headers[..]);
+        probe::queue(&self.prober.proxy, address, headers, self.prober.timeout).await
+    }
+
+    /// Starts or ends the probe of the Service's address, whichever is called for.
+    fn settle_cluster_ip(self: &Arc<Self>, pods: &mut Pods) {
+        if !pods.set.wants_cluster_ip() {
+            if let Some(token) = pods.cluster_ip_probe.take() {
+                token.cancel();
+            }
+            return;
+        }
+        if pods.cluster_ip_probe.is_some() {
+            return;
+        }
+        let token = self.prober.stop.child_token();
+        pods.cluster_ip_probe = Some(token.clone());
+        let state = Arc::clone(self);
+        let probing = async move {
+            let address = tokio::select! {
+                () = token.cancelled() => return,
+                address = state.probe_cluster_ip() => address,
+            };
+            let mut pods = state.pods.lock();
+            if token.is_cancelled() {
+                return;
+            }
+            pods.cluster_ip_probe = None;
+            pods.cluster_ip = Some(address);
+            for address in pods.set.cluster_ip_proven() {
+                if let Some(token) = pods.probes.remove(&address) {
+                    token.cancel();
+                }
+            }
+            tracing::debug!(target: "ember::coldstart", phase = "ready", revision = %state.key);
+            state.publish(&pods);
+        };
+        self.prober.tasks.spawn_on(probing, &self.prober.runtime);
+    }
+
+    /// Returns the Service's address once its pods answer there. A Service that is missing may still come.
+    async fn probe_cluster_ip(&self) -> Address {
+        let mut pause = self.prober.first_pause;
+        loop {
+            if let Some(address) = self.service_address() {
+                let found = self.ask(&address).await;
+                if found.is_ready() {
+                    return address;
+                }
+                tracing::trace!(revision = %self.key, %address, ?found, "the Service does not answer yet");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(self.prober.longest_pause);
+        }
+    }
+
+    fn service_address(&self) -> Option<Address> {
+        let service = self.prober.services.get(&self.key.namespace, &private_service(&self.key.name))?;
+        let spec = service.spec.as_ref()?;
+        let ip = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
+        let port = spec.ports.iter().flatten().find(|port| port.name.as_deref() == Some(self.port_name))?;
+        Some(Address::new(ip, u16::try_from(port.port).ok()?))
+    }
+}
+
+/// The name of the Service that leads to the pods of a revision.
+pub(crate) fn private_service(revision: &str) -> String {
+    names::private_service(&names::pod_autoscaler(revision))
 }
 
 fn timeouts(revision: &Revision) -> Timeouts {
@@ -235,14 +357,12 @@ fn port_name(revision: &Revision) -> &'static str {
     if h2c { ember_dataplane::port::NAME_HTTP2 } else { ember_dataplane::port::NAME_HTTP1 }
 }
 
-/// Probes that only the kubelet runs make its word count.
+/// Probes that only the kubelet runs, of any container, make its word count.
 fn usable_before_ready(revision: &Revision) -> bool {
-    let containers = &revision.spec.pod_spec.containers;
-    let exec = containers
-        .iter()
-        .filter(|c| c.ports.as_ref().is_some_and(|ports| !ports.is_empty()) || containers.len() == 1);
-    let exec_readiness = exec.filter_map(|c| c.readiness_probe.as_ref()).any(|probe| probe.exec.is_some());
-    !exec_readiness && containers.iter().all(|c| c.startup_probe.is_none())
+    revision.spec.pod_spec.containers.iter().all(|container| {
+        let exec = container.readiness_probe.as_ref().is_some_and(|probe| probe.exec.is_some());
+        !exec && container.startup_probe.is_none()
+    })
 }
 
 /// Ready and not ready addresses on the port of that name.
@@ -286,5 +406,14 @@ mod tests {
             "readinessProbe": {"exec": {"command": ["x"]}}}]}));
         assert_eq!(port_name(&special), "http2");
         assert!(!usable_before_ready(&special));
+        for probes in [
+            json!({"readinessProbe": {"exec": {"command": ["x"]}}}),
+            json!({"startupProbe": {"tcpSocket": {"port": 1}}}),
+        ] {
+            let mut sidecar = json!({"name": "sidecar"});
+            sidecar.as_object_mut().unwrap().extend(probes.as_object().unwrap().clone());
+            let containers = json!([{"name": "c", "ports": [{"containerPort": 80}]}, sidecar]);
+            assert!(!usable_before_ready(&revision(&json!({"containers": containers}))));
+        }
     }
 }

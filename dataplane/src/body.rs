@@ -98,7 +98,7 @@ struct Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        self.conn.set_receiving(false);
+        self.conn.stop_receiving();
     }
 }
 
@@ -149,7 +149,7 @@ impl Body {
 
     /// The body of a request that came by `conn`.
     pub(crate) fn received(body: Incoming, conn: &Arc<Conn>) -> Self {
-        conn.set_receiving(!body.is_end_stream());
+        conn.begin_receiving(!body.is_end_stream());
         if body.is_end_stream() {
             return Self::empty();
         }
@@ -239,7 +239,7 @@ impl Body {
                     Poll::Ready(None) => true,
                 };
                 if last {
-                    received.conn.set_receiving(false);
+                    received.conn.received_all();
                 }
                 polled.map_err(Into::into)
             }

@@ -162,7 +162,7 @@ impl Pool {
         let (stream, wire) = ClientStream::new(stream);
         let weak = Arc::downgrade(&wire);
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.0.options.max_header_bytes.max(8192)).max_headers(256);
+        builder.max_buf_size(self.0.options.max_header_bytes.max(8192));
         let (sender, connection) =
             builder.handshake(TokioIo::new(stream)).await.map_err(ProxyError::Broken)?;
         // Owned by the lease, and by the pool while idle: it ends with them.

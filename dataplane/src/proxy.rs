@@ -35,8 +35,13 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// A request ready to be forwarded. Its headers may still be changed.
+///
+/// Boxed: it is handed through several futures, each of which would have room for it.
 #[derive(Debug)]
-pub struct Outbound {
+pub struct Outbound(Box<Message>);
+
+#[derive(Debug)]
+struct Message {
     request: Request<Body>,
     /// The protocol the client asks to switch to, and its connection's side of that.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
@@ -79,79 +84,79 @@ impl Outbound {
         if let Some(target) = request.uri().path_and_query().filter(|_| request.uri().scheme().is_some()) {
             *request.uri_mut() = Uri::from(target.clone());
         }
-        Ok(Self { request, upgrade, protocol: Protocol::Http1 })
+        Ok(Self(Box::new(Message { request, upgrade, protocol: Protocol::Http1 })))
     }
 
     /// A request of the component's own, sent as it is.
     #[must_use]
     pub fn direct(request: Request<Body>) -> Self {
-        Self { request, upgrade: None, protocol: Protocol::Http1 }
+        Self(Box::new(Message { request, upgrade: None, protocol: Protocol::Http1 }))
     }
 
     /// What the backend speaks; HTTP/1.1 unless said.
     pub fn set_protocol(&mut self, protocol: Protocol) {
-        self.protocol = protocol;
+        self.0.protocol = protocol;
     }
 
     /// The request's headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        self.request.headers()
+        self.0.request.headers()
     }
 
     /// The request's headers, to change them.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
-        self.request.headers_mut()
+        self.0.request.headers_mut()
     }
 
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &Method {
-        self.request.method()
+        self.0.request.method()
     }
 
     /// The request's target.
     #[must_use]
     pub fn uri(&self) -> &Uri {
-        self.request.uri()
+        self.0.request.uri()
     }
 
     /// The request's target, to change it.
     pub fn uri_mut(&mut self) -> &mut Uri {
-        self.request.uri_mut()
+        self.0.request.uri_mut()
     }
 
     /// Sends `host` as Host.
     pub fn set_host(&mut self, host: HeaderValue) {
-        self.request.headers_mut().insert(header::HOST, host);
+        self.0.request.headers_mut().insert(header::HOST, host);
     }
 
     /// Whether the client asks for another protocol on this connection.
     #[must_use]
     pub fn is_upgrade(&self) -> bool {
-        self.upgrade.is_some()
+        self.0.upgrade.is_some()
     }
 
     /// Whether the request may be repeated although a backend may have seen it.
     #[must_use]
     pub fn is_replayable(&self) -> bool {
         let safe =
-            matches!(*self.request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+            matches!(*self.0.request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
         let keyed = || {
-            let headers = self.request.headers();
+            let headers = self.0.request.headers();
             headers.contains_key(IDEMPOTENCY_KEY) || headers.contains_key(X_IDEMPOTENCY_KEY)
         };
-        self.request.body().is_end_stream() && (safe || keyed())
+        self.0.request.body().is_end_stream() && (safe || keyed())
     }
 
     /// A copy without the body.
     fn head(&self) -> Self {
         let mut request = Request::new(Body::empty());
-        *request.method_mut() = self.request.method().clone();
-        *request.uri_mut() = self.request.uri().clone();
-        *request.version_mut() = self.request.version();
-        *request.headers_mut() = self.request.headers().clone();
-        Self { request, upgrade: self.upgrade.clone(), protocol: self.protocol }
+        *request.method_mut() = self.0.request.method().clone();
+        *request.uri_mut() = self.0.request.uri().clone();
+        *request.version_mut() = self.0.request.version();
+        *request.headers_mut() = self.0.request.headers().clone();
+        Self(Box::new(Message { request, upgrade: self.0.upgrade.clone(), protocol: self.0.protocol }))
     }
 }
 
@@ -159,9 +164,9 @@ impl Outbound {
 #[derive(Debug)]
 pub enum Failure {
     /// Nothing of the request was written. It is intact and may go to another backend, whatever its method.
-    Unsent(Box<Outbound>, ProxyError),
+    Unsent(Outbound, ProxyError),
     /// The connection ended before any byte of a response, and the request may be repeated.
-    NoResponse(Box<Outbound>, ProxyError),
+    NoResponse(Outbound, ProxyError),
     /// Not to be repeated.
     Final(ProxyError),
 }
@@ -171,7 +176,7 @@ impl Failure {
     #[must_use]
     pub fn into_retry(self) -> (Option<Outbound>, ProxyError) {
         match self {
-            Self::Unsent(request, error) | Self::NoResponse(request, error) => (Some(*request), error),
+            Self::Unsent(request, error) | Self::NoResponse(request, error) => (Some(request), error),
             Self::Final(error) => (None, error),
         }
     }
@@ -195,7 +200,7 @@ impl From<Failure> for ProxyError {
 fn unconnected(outbound: Outbound, error: ProxyError) -> Failure {
     match error {
         ProxyError::Tls(_) => Failure::Final(error),
-        _ => Failure::Unsent(Box::new(outbound), error),
+        _ => Failure::Unsent(outbound, error),
     }
 }
 
@@ -236,22 +241,23 @@ impl Proxy {
         {
             outbound.set_host(host);
         }
-        if outbound.protocol == Protocol::H2c && !outbound.is_upgrade() {
+        if outbound.0.protocol == Protocol::H2c && !outbound.is_upgrade() {
             // Boxed: the other path is not to carry its size.
             return Box::pin(self.forward_h2c(outbound, address, connect_by)).await;
         }
         while let Some(lease) = self.pool.reuse(address) {
             match self.exchange(outbound, lease).await {
                 // The connection was stale: the next one, and in the end a new one.
-                Err(Failure::Unsent(intact, _)) => outbound = *intact,
+                Err(Failure::Unsent(intact, _)) => outbound = intact,
                 Err(Failure::NoResponse(intact, _)) => {
-                    outbound = *intact;
+                    outbound = intact;
                     break;
                 }
                 other => return other,
             }
         }
-        match self.pool.connect(address, connect_by).await {
+        // Boxed like the other: most requests find a connection.
+        match Box::pin(self.pool.connect(address, connect_by)).await {
             Ok(lease) => self.exchange(outbound, lease).await,
             Err(error) => Err(unconnected(outbound, error)),
         }
@@ -259,11 +265,11 @@ impl Proxy {
 
     async fn exchange(&self, outbound: Outbound, mut lease: Lease) -> Result<Response<Body>, Failure> {
         // What can be sent again from here is what has no body; the copy is the price of never losing it.
-        let copy = outbound.request.body().is_end_stream().then(|| outbound.head());
+        let copy = outbound.0.request.body().is_end_stream().then(|| outbound.head());
         let replayable = outbound.is_replayable();
         let meter = lease.meter();
         let before = meter.as_ref().map(|meter| meter.traffic());
-        let Outbound { mut request, upgrade, protocol } = outbound;
+        let Message { mut request, upgrade, protocol } = *outbound.0;
         hold_for_continue(&mut request);
         match lease.sender().try_send_request(request).await {
             Ok(response) => self.respond(response, upgrade, lease),
@@ -271,8 +277,8 @@ impl Proxy {
                 let intact = error.take_message();
                 let error = error.into_error();
                 if let Some(request) = intact {
-                    let outbound = Outbound { request, upgrade, protocol };
-                    return Err(Failure::Unsent(Box::new(outbound), ProxyError::NoResponse(error)));
+                    let outbound = Outbound(Box::new(Message { request, upgrade, protocol }));
+                    return Err(Failure::Unsent(outbound, ProxyError::NoResponse(error)));
                 }
                 let (Some(before), Some(after)) = (before, meter.map(|meter| meter.traffic())) else {
                     return Err(Failure::Final(ProxyError::Broken(error)));
@@ -283,8 +289,8 @@ impl Proxy {
                 let unsent = after.written == before.written;
                 let error = ProxyError::NoResponse(error);
                 Err(match copy {
-                    Some(copy) if unsent => Failure::Unsent(Box::new(copy), error),
-                    Some(copy) if replayable => Failure::NoResponse(Box::new(copy), error),
+                    Some(copy) if unsent => Failure::Unsent(copy, error),
+                    Some(copy) if replayable => Failure::NoResponse(copy, error),
                     _ => Failure::Final(error),
                 })
             }

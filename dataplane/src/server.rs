@@ -1,6 +1,7 @@
 //! Serving: the accept loop, and what a connection carries to its requests.
 
 mod h2c;
+mod http1;
 
 use std::future::Future;
 use std::io;
@@ -14,9 +15,6 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
@@ -59,10 +57,14 @@ pub struct Options {
     pub header_read_timeout: Duration,
     /// Largest head, in bytes; 431 beyond. 256 KiB. It also bounds what is buffered for a slow reader.
     pub max_header_bytes: usize,
-    /// Most header lines; 431 beyond. 256.
+    /// Most header lines; 431 beyond. 100.
     pub max_headers: usize,
     /// Connections served at a time; more wait in the listener's backlog. 65 536.
     pub max_connections: usize,
+    /// How long an HTTP/1 connection is idle before it gives up its buffers, up to twice that. 100 ms.
+    pub park_after: Duration,
+    /// With more connections than this they give them up at once. 256.
+    pub warm_connections: usize,
     /// Exchanges at a time on an HTTP/2 connection. 250.
     pub max_streams: u32,
     /// What a client may send ahead of who reads it, in bytes for each HTTP/2 stream. 256 KiB. A connection may have
@@ -83,8 +85,10 @@ impl Default for Options {
         Self {
             header_read_timeout: Duration::from_secs(60),
             max_header_bytes: 256 << 10,
-            max_headers: 256,
+            max_headers: 100,
             max_connections: 65_536,
+            park_after: Duration::from_millis(100),
+            warm_connections: 256,
             max_streams: 250,
             stream_window: 256 << 10,
             ping_interval: Duration::from_secs(60),
@@ -106,6 +110,14 @@ pub struct Conn {
     phase: AtomicU8,
     /// Somebody waits for more of the request's body.
     receiving: AtomicBool,
+    /// Part of the request's body has not been read.
+    unread: AtomicBool,
+    /// All that was to be written has been.
+    flushed: AtomicBool,
+    /// Requests so far.
+    served: AtomicU64,
+    /// How often it has been parked.
+    parked: AtomicU64,
     base: Instant,
     /// When writing gives up, in nanoseconds after `base`; 0: never.
     cut_at: AtomicU64,
@@ -133,6 +145,10 @@ impl Conn {
             tls: AtomicBool::new(false),
             phase: AtomicU8::new(HEAD),
             receiving: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
+            served: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
         }
@@ -148,6 +164,10 @@ impl Conn {
             tls: AtomicBool::new(self.is_tls()),
             phase: AtomicU8::new(BUSY),
             receiving: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
+            served: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
         }
@@ -171,6 +191,12 @@ impl Conn {
         self.tls.load(Ordering::Relaxed)
     }
 
+    /// How often the connection has given up its buffers so far, because it was idle.
+    #[must_use]
+    pub fn parked(&self) -> u64 {
+        self.parked.load(Ordering::Relaxed)
+    }
+
     /// The worker that serves the connection.
     #[must_use]
     pub fn worker(&self) -> usize {
@@ -183,8 +209,21 @@ impl Conn {
         &self.drain
     }
 
-    pub(crate) fn set_receiving(&self, receiving: bool) {
-        self.receiving.store(receiving, Ordering::Relaxed);
+    /// A request has arrived, with or without more of its body to come.
+    pub(crate) fn begin_receiving(&self, more: bool) {
+        self.receiving.store(more, Ordering::Relaxed);
+        self.unread.store(more, Ordering::Relaxed);
+    }
+
+    /// Nobody waits for more of the request's body.
+    pub(crate) fn stop_receiving(&self) {
+        self.receiving.store(false, Ordering::Relaxed);
+    }
+
+    /// All of the request's body has been read.
+    pub(crate) fn received_all(&self) {
+        self.stop_receiving();
+        self.unread.store(false, Ordering::Relaxed);
     }
 
     /// From `at` on a write the client does not take breaks the connection; `None` waits for ever.
@@ -312,7 +351,7 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
         () = conn.drain.stopped().cancelled() => return,
     };
     match multiplexed {
-        Ok(false) => http1(stream, conn, handler, options).await,
+        Ok(false) => http1::serve(stream, conn, handler, options).await,
         // Boxed: HTTP/1 connections are not to carry its size.
         Ok(true) => Box::pin(h2c::serve(stream, conn, handler, options)).await,
         Err(error) => tracing::debug!(%error, peer = %conn.peer, "connection ended"),
@@ -338,40 +377,9 @@ async fn shake_hands(server: &tls::Server, stream: Stream, conn: &Conn, options:
     None
 }
 
-async fn http1<H: Handler>(stream: ServerStream, conn: Arc<Conn>, handler: Arc<H>, options: &Options) {
-    let drain = conn.drain.clone();
-    let service = service_fn(|request: Request<Incoming>| {
-        let (conn, handler) = (Arc::clone(&conn), Arc::clone(&handler));
-        async move { Ok::<_, std::convert::Infallible>(answer(request, &conn, &*handler).await) }
-    });
-    let serving = http1::Builder::new()
-        // The stream times heads itself: hyper's timer also runs on idle connections, which have to stay open.
-        .header_read_timeout(None)
-        .max_buf_size(options.max_header_bytes.max(8192))
-        .max_headers(options.max_headers)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(serving);
-    // The connection is polled first, so that a request that has already arrived is served before the stop is seen.
-    let ended = tokio::select! {
-        biased;
-        ended = serving.as_mut() => ended,
-        () = drain.stopped().cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            tokio::select! {
-                biased;
-                ended = serving => ended,
-                () = drain.aborted().cancelled() => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, peer = %conn.peer, "connection ended");
-    }
-}
-
 async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handler: &H) -> Response<Body> {
     conn.phase.store(BUSY, Ordering::Relaxed);
+    conn.served.fetch_add(1, Ordering::Relaxed);
     // Of the request before.
     conn.cut_writes_at(None);
     let multiplexed = request.version() == Version::HTTP_2;
@@ -441,6 +449,10 @@ impl AsyncRead for ServerStream {
             let length = this.seen.len().min(buf.remaining());
             buf.put_slice(&this.seen[..length]);
             this.seen.advance(length);
+            if this.seen.is_empty() {
+                // Not even an empty rest is to keep what it was cut from.
+                this.seen = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -474,6 +486,7 @@ impl ServerStream {
 impl AsyncWrite for ServerStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.conn.flushed.store(false, Ordering::Relaxed);
         match Pin::new(&mut this.inner).poll_write(cx, buf) {
             Poll::Pending => this.poll_cut(cx).map(Err),
             ready => ready,
@@ -486,6 +499,7 @@ impl AsyncWrite for ServerStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.conn.flushed.store(false, Ordering::Relaxed);
         match Pin::new(&mut this.inner).poll_write_vectored(cx, bufs) {
             Poll::Pending => this.poll_cut(cx).map(Err),
             ready => ready,
@@ -501,7 +515,11 @@ impl AsyncWrite for ServerStream {
         match Pin::new(&mut this.inner).poll_flush(cx) {
             // TLS keeps what the client does not take.
             Poll::Pending => this.poll_cut(cx).map(Err),
-            ready => ready,
+            Poll::Ready(flushed) => {
+                // Asked for only once all that was buffered has been written.
+                this.conn.flushed.store(flushed.is_ok(), Ordering::Relaxed);
+                Poll::Ready(flushed)
+            }
         }
     }
 

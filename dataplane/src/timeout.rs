@@ -5,9 +5,12 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
 
 /// How long a request may take. `None` is off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,20 +100,43 @@ impl Deadlines {
     /// Runs what produces the head of the response: everything before it, queueing too. When a timer wins, the
     /// future is dropped, which gives back permits and aborts the call to the backend.
     ///
-    /// # Errors
-    /// The timer that ran out.
-    pub async fn before_response<F: Future>(&self, produce: F) -> Result<F::Output, Expired> {
-        match self.next(None) {
-            None => Ok(produce.await),
-            // The timer is looked at first: what ends because of the same deadline, such as a connection attempt, is
-            // a timeout and no error of its own; and work whose time is up is not begun.
-            Some((at, expired)) if at <= Instant::now() => Err(expired),
-            Some((at, expired)) => tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(at) => Err(expired),
-                produced = produce => Ok(produced),
-            },
+    /// Resolves to the timer that ran out, or to what was produced.
+    pub fn before_response<F: Future>(&self, produce: F) -> BeforeResponse<F> {
+        let (sleep, expired, late) = match self.next(None) {
+            None => (None, None, false),
+            Some((at, expired)) => (Some(tokio::time::sleep_until(at)), Some(expired), at <= Instant::now()),
+        };
+        BeforeResponse { sleep, expired, late, produce }
+    }
+}
+
+pin_project! {
+    /// See [`Deadlines::before_response`]. Written out, because an `async fn` would have room for the future twice.
+    #[must_use]
+    pub struct BeforeResponse<F> {
+        #[pin]
+        sleep: Option<Sleep>,
+        expired: Option<Expired>,
+        // The timer had run out before anything was begun.
+        late: bool,
+        #[pin]
+        produce: F,
+    }
+}
+
+impl<F: Future> Future for BeforeResponse<F> {
+    type Output = Result<F::Output, Expired>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // The timer is looked at first: what ends because of the same deadline, such as a connection attempt, is a
+        // timeout and no error of its own; and work whose time is up is not begun.
+        if let (Some(sleep), Some(expired)) = (this.sleep.as_pin_mut(), *this.expired)
+            && (*this.late || sleep.poll(cx).is_ready())
+        {
+            return Poll::Ready(Err(expired));
         }
+        this.produce.poll(cx).map(Ok)
     }
 }
 

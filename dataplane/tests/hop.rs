@@ -414,7 +414,7 @@ async fn what_may_be_repeated_comes_back() {
         wire.rest().await;
     })
     .await;
-    assert_eq!(forward(*intact, echo).await.unwrap().status(), 200);
+    assert_eq!(forward(intact, echo).await.unwrap().status(), 200);
 
     assert!(matches!(forward(get(), silent).await, Err(Failure::NoResponse(..))));
     assert!(matches!(forward(post("body"), silent).await, Err(Failure::Final(_))));

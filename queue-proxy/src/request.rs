@@ -170,7 +170,7 @@ impl Data {
                 Err(Failure::Unsent(unsent, ProxyError::Connect { .. }))
                     if Instant::now() < until && !self.quiet.is_draining() =>
                 {
-                    outbound = *unsent;
+                    outbound = unsent;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }

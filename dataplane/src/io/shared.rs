@@ -4,7 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::ReadBuf;
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 pub(crate) fn poll_read(
@@ -14,10 +14,18 @@ pub(crate) fn poll_read(
 ) -> Poll<io::Result<()>> {
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        match tcp.try_read_buf(buf) {
-            Ok(_) => return Poll::Ready(Ok(())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Poll::Ready(Err(error)),
+        let room = buf.remaining();
+        let mut read = None;
+        let outcome = tcp.try_io(Interest::READABLE, || {
+            let length = tcp.try_read_buf(buf)?;
+            read = Some(length);
+            // A read that left room has emptied the socket: the next one waits to be told, and costs no call.
+            if length > 0 && length < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (read, outcome) {
+            (Some(_), _) | (None, Ok(())) => return Poll::Ready(Ok(())),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
         }
     }
 }

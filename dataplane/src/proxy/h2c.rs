@@ -35,10 +35,10 @@ impl Proxy {
             connections += 1;
             let again = stream.is_reused() && connections < MOST_CONNECTIONS;
             match exchange(outbound, stream, scheme).await {
-                Err(Failure::Unsent(intact, _)) if again => outbound = *intact,
+                Err(Failure::Unsent(intact, _)) if again => outbound = intact,
                 Err(Failure::NoResponse(intact, _)) if again && !seen => {
                     seen = true;
-                    outbound = *intact;
+                    outbound = intact;
                 }
                 other => return other,
             }
@@ -52,14 +52,14 @@ async fn exchange(
     scheme: &Scheme,
 ) -> Result<Response<Body>, Failure> {
     let replayable = outbound.is_replayable();
-    let body = std::mem::take(outbound.request.body_mut());
+    let body = std::mem::take(outbound.0.request.body_mut());
     let (upload, body) = if body.is_end_stream() {
         (None, Body::empty())
     } else {
         let (upload, sending) = upload::share(body);
         (Some(upload), Body::sending(sending))
     };
-    let request = translate(outbound.head().request, body, scheme);
+    let request = translate(outbound.head().0.request, body, scheme);
     let before = stream.written();
     let mut error = match stream.send(request, upload).await {
         Ok(response) => return Ok(respond(response, stream)),
@@ -78,10 +78,10 @@ async fn exchange(
     let error = if lost { ProxyError::NoResponse(error) } else { ProxyError::Broken(error) };
     Err(match body {
         Some(body) if unsent => {
-            *outbound.request.body_mut() = body;
-            Failure::Unsent(Box::new(outbound), error)
+            *outbound.0.request.body_mut() = body;
+            Failure::Unsent(outbound, error)
         }
-        Some(_) if lost && replayable => Failure::NoResponse(Box::new(outbound), error),
+        Some(_) if lost && replayable => Failure::NoResponse(outbound, error),
         _ => Failure::Final(error),
     })
 }

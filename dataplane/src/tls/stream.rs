@@ -59,6 +59,14 @@ impl TlsStream {
         }
     }
 
+    /// The socket underneath, whoever has it.
+    pub(crate) fn carrier(&self) -> Option<&TcpStream> {
+        match self.session.get_ref().0 {
+            Carrier::Shared(tcp) => Some(tcp),
+            Carrier::Own(stream) => stream.socket(),
+        }
+    }
+
     /// The protocol agreed on by ALPN.
     #[must_use]
     pub fn protocol(&self) -> Option<&[u8]> {
