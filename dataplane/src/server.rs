@@ -130,6 +130,7 @@ pub struct Conn {
     peer_ip: HeaderValue,
     worker: usize,
     drain: Drain,
+    tls: AtomicBool,
     phase: AtomicU8,
     /// Somebody waits for more of the request's body.
     receiving: AtomicBool,
@@ -174,6 +175,7 @@ impl Conn {
             peer_ip: HeaderValue::from_str(&ip).unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             worker,
             drain,
+            tls: AtomicBool::new(false),
             phase: AtomicU8::new(HEAD),
             receiving: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -193,6 +195,7 @@ impl Conn {
             peer_ip: self.peer_ip.clone(),
             worker: self.worker,
             drain: self.drain.clone(),
+            tls: AtomicBool::new(self.is_tls()),
             phase: AtomicU8::new(BUSY),
             receiving: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -215,6 +218,12 @@ impl Conn {
     #[must_use]
     pub fn peer_ip(&self) -> &HeaderValue {
         &self.peer_ip
+    }
+
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls.load(Ordering::Relaxed)
     }
 
     /// How often the connection has given up its buffers so far, because it was idle.
@@ -416,7 +425,10 @@ async fn shake_hands(server: &tls::Server, stream: Stream, conn: &Conn, options:
         () = conn.drain.stopped().cancelled() => return None,
     };
     let error = match accepted {
-        Ok(Ok(stream)) => return Some(stream),
+        Ok(Ok(stream)) => {
+            conn.tls.store(true, Ordering::Relaxed);
+            return Some(stream);
+        }
         Ok(Err(error)) => error,
         Err(_) => io::ErrorKind::TimedOut.into(),
     };

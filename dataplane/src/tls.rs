@@ -16,7 +16,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use client::{Client, Error, Identity, Roots, Unverified};
 pub use pair::{InvalidPair, Pair};
-pub use server::Server;
+pub use server::{InvalidClients, Server};
 pub use settings::{InvalidSetting, Settings};
 pub use stream::TlsStream;
 

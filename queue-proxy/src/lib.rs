@@ -10,6 +10,7 @@ pub mod config;
 mod forwarded;
 pub mod observability;
 mod observation;
+pub mod prometheus;
 pub mod readiness;
 mod reporter;
 mod request;
@@ -68,6 +69,9 @@ pub enum Error {
     /// There is a certificate, but no serving with it.
     #[error(transparent)]
     Certificate(#[from] certificate::Error),
+    /// Metrics are to be served over TLS, but cannot be.
+    #[error(transparent)]
+    Prometheus(#[from] prometheus::Error),
     /// The concurrency limit makes no breaker.
     #[error(transparent)]
     Breaker(#[from] InvalidBreaker),
@@ -106,6 +110,11 @@ pub async fn run(
         Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
         None => None,
     };
+    let observability = &config.observability;
+    let metrics_tls = match &observability.prometheus.tls {
+        Some(tls) => Some(tls.server().await?),
+        None => None,
+    };
     // Everything is listened on before anything is served: a sidecar runs whole or not at all.
     let listen = async |ip, port| listen(&io, ip, port).await;
     let data_listener = listen(config.bind, config.serving_port).await?;
@@ -115,10 +124,9 @@ pub async fn run(
     };
     let admin_listener = listen(config.bind, config.admin_port).await?;
     let stat_listener = listen(config.bind, config.stat_port).await?;
-    let observability = &config.observability;
     let prometheus = match observability.request_metrics {
         MetricsProtocol::Prometheus => {
-            let ip = observability.prometheus_host.unwrap_or(config.bind);
+            let ip = observability.prometheus.host.unwrap_or(config.bind);
             Some(listen(ip, observability.port()).await?)
         }
         _ => None,
@@ -143,6 +151,7 @@ pub async fn run(
     let observer = Observer::start(observability, &app, protocol, breaker.is_some());
     let flush = observer.finish();
     if let (Some(listener), Some(metrics)) = (prometheus, observer.metrics()) {
+        let options = Options { tls: metrics_tls, ..options.clone() };
         serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::clone(metrics))));
     }
     let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);

@@ -1,6 +1,5 @@
 //! `OBSERVABILITY_CONFIG`: the part of the cluster's observability settings that concerns the sidecar.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ember_dataplane::port;
@@ -8,6 +7,8 @@ use ember_telemetry::otlp::{Destination, Environment, Protocol};
 use ember_telemetry::{meters, traces};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::prometheus::Prometheus;
 
 /// Where metrics about requests go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,10 +36,8 @@ pub struct Observability {
     pub metrics_endpoint: String,
     /// How often; zero: OpenTelemetry's default, 60 s.
     pub metrics_interval: Duration,
-    /// Where Prometheus finds them, if not on all addresses.
-    pub prometheus_host: Option<IpAddr>,
-    /// The port there. 9091.
-    pub prometheus_port: Option<u16>,
+    /// Where Prometheus finds them.
+    pub prometheus: Prometheus,
     /// How spans are exported, if they are.
     pub tracing: Option<Protocol>,
     /// Where spans go.
@@ -63,7 +62,7 @@ impl Observability {
     /// The port Prometheus finds request metrics on.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.prometheus_port.unwrap_or(port::USER_METRICS)
+        self.prometheus.port.unwrap_or(port::USER_METRICS)
     }
 
     /// Where spans go, if anywhere.
@@ -123,14 +122,6 @@ struct Runtime {
     profiling: String,
 }
 
-/// Variables of TLS on the port Prometheus finds metrics on.
-const PROMETHEUS_TLS: [&str; 4] = [
-    "METRICS_PROMETHEUS_TLS_CERT",
-    "METRICS_PROMETHEUS_TLS_KEY",
-    "METRICS_PROMETHEUS_TLS_CLIENT_AUTH",
-    "METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE",
-];
-
 /// Reads the JSON over the defaults; keys match whatever their case, unknown ones are ignored. `variable` is the
 /// environment that overrides it.
 pub(crate) fn parse<'a>(
@@ -173,30 +164,7 @@ pub(crate) fn parse<'a>(
         ..Observability::default()
     };
     if request_metrics == MetricsProtocol::Prometheus {
-        if let Some(name) =
-            PROMETHEUS_TLS.into_iter().find(|name| variable(name).is_some_and(|value| !value.is_empty()))
-        {
-            return Err(format!("{name}: metrics are not served over TLS"));
-        }
-        let endpoint = &document.requestmetrics.endpoint;
-        let (endpoint_host, endpoint_port) = match endpoint.rsplit_once(':') {
-            Some((host, port)) => (host.trim_matches(['[', ']']), port),
-            None => ("", endpoint.as_str()),
-        };
-        let host = variable("METRICS_PROMETHEUS_HOST").unwrap_or(endpoint_host);
-        if !host.is_empty() {
-            settings.prometheus_host =
-                Some(host.parse().map_err(|_| format!("prometheus host {host:?}: not an IP address"))?);
-        }
-        let port = variable("METRICS_PROMETHEUS_PORT").unwrap_or(endpoint_port);
-        if !port.is_empty() {
-            settings.prometheus_port = Some(
-                port.parse()
-                    .ok()
-                    .filter(|port| *port >= 1024)
-                    .ok_or_else(|| format!("prometheus port {port:?}: must be between 1024 and 65535"))?,
-            );
-        }
+        settings.prometheus = Prometheus::parse(&document.requestmetrics.endpoint, variable)?;
     }
     Ok(settings)
 }
@@ -245,7 +213,7 @@ mod tests {
     fn prometheus_endpoint_and_overrides() {
         let json = r#"{"requestMetrics":{"protocol":"prometheus","endpoint":"127.0.0.1:9999"}}"#;
         let settings = parse(json, None, None).unwrap();
-        assert_eq!(settings.prometheus_host, Some([127, 0, 0, 1].into()));
+        assert_eq!(settings.prometheus.host, Some([127, 0, 0, 1].into()));
         assert_eq!(settings.port(), 9999);
         assert_eq!(parse(json, Some("::1"), Some("2000")).unwrap().port(), 2000);
         assert!(parse(json, None, Some("80")).is_err());
@@ -274,18 +242,6 @@ mod tests {
         assert_eq!((nothing.meters(), nothing.traces()), (None, None));
         let prometheus = parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#, None, None).unwrap();
         assert_eq!(prometheus.meters(), None);
-    }
-
-    #[test]
-    fn metrics_over_tls_are_refused_by_the_name_of_the_variable() {
-        let json = r#"{"requestMetrics":{"protocol":"prometheus"}}"#;
-        for name in PROMETHEUS_TLS {
-            let set = |other: &str| (other == name).then_some("x");
-            let error = super::parse(json, set).unwrap_err();
-            assert!(error.starts_with(name), "{error}");
-            assert!(super::parse("{}", set).is_ok(), "there is no such port");
-            assert!(super::parse(json, |other| (other == name).then_some("")).is_ok());
-        }
     }
 
     #[test]

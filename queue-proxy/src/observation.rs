@@ -113,7 +113,7 @@ impl Observer {
         let observed = Observed {
             method: method(request.method()),
             version: version(request.version()),
-            tls: false,
+            tls: conn.is_tls(),
             host: request.headers().get(header::HOST).cloned(),
             outcome: Outcome::Other,
             extra: tag,
@@ -192,6 +192,7 @@ impl Observation {
         let Some(active) = &mut self.0 else { return };
         let observed = Observed {
             version: observer.app_version,
+            tls: false,
             host: Some(observer.app.clone()),
             ..active.observed.clone()
         };
@@ -330,13 +331,14 @@ fn server_span(tracer: &Tracer, request: &Request<Body>, conn: &Conn, tag: &Rout
 
 fn server_attributes(request: &Request<Body>, known: &'static str, conn: &Conn) -> Vec<Attribute> {
     let headers = request.headers();
-    let (address, port) = host_and_port(text(headers, &header::HOST).unwrap_or_default(), 80);
+    let (scheme, usual) = if conn.is_tls() { ("https", 443) } else { ("http", 80) };
+    let (address, port) = host_and_port(text(headers, &header::HOST).unwrap_or_default(), usual);
     let peer = conn.peer().ip().to_canonical().to_string();
     let forwarded = text(headers, &X_FORWARDED_FOR).and_then(|list| list.split(',').next());
     let client = forwarded.filter(|first| !first.is_empty()).unwrap_or(&peer).to_owned();
     let mut attributes: Vec<Attribute> = vec![
         ("server.address", address.into()),
-        ("url.scheme", "http".into()),
+        ("url.scheme", scheme.into()),
         ("network.peer.address", peer.into()),
         ("network.peer.port", conn.peer().port().into()),
         ("client.address", client.into()),

@@ -100,6 +100,10 @@ impl Roots {
         left_out
     }
 
+    pub(super) fn store(&self) -> Arc<RootCertStore> {
+        Arc::new(self.0.clone())
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

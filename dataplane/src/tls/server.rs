@@ -5,12 +5,26 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
-use super::{InvalidSetting, Pair, Settings, TlsStream};
+use super::{InvalidSetting, Pair, Roots, Settings, TlsStream};
 use crate::io::Stream;
+
+/// Clients cannot be told to prove themselves.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidClients {
+    /// There is no authority to have a certificate from.
+    #[error(transparent)]
+    Roots(#[from] VerifierBuilderError),
+    /// The settings leave nothing to agree on.
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+}
 
 /// Takes TLS connections in, with one certificate for whoever asks. Cheap to clone; all clones are one.
 ///
@@ -53,7 +67,31 @@ impl Server {
     /// Settings that leave nothing to agree on.
     pub fn new(pair: Pair, settings: &Settings) -> Result<Self, InvalidSetting> {
         let current = Arc::new(Current(ArcSwap::new(pair.0)));
-        let mut config = settings.server()?.with_cert_resolver(Arc::clone(&current) as _);
+        Self::build(current, WebPkiClientVerifier::no_client_auth(), settings)
+    }
+
+    /// The same certificate, handed out to clients that have one of `roots` themselves; if it is not `required`, also
+    /// to those that have none.
+    ///
+    /// # Errors
+    /// No authority, or settings that leave nothing to agree on.
+    pub fn with_clients(
+        &self,
+        roots: &Roots,
+        required: bool,
+        settings: &Settings,
+    ) -> Result<Self, InvalidClients> {
+        let builder = WebPkiClientVerifier::builder_with_provider(roots.store(), super::provider());
+        let builder = if required { builder } else { builder.allow_unauthenticated() };
+        Ok(Self::build(Arc::clone(&self.current), builder.build()?, settings)?)
+    }
+
+    fn build(
+        current: Arc<Current>,
+        clients: Arc<dyn ClientCertVerifier>,
+        settings: &Settings,
+    ) -> Result<Self, InvalidSetting> {
+        let mut config = settings.server(clients)?.with_cert_resolver(Arc::clone(&current) as _);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

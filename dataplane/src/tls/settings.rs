@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::WantsServerCert;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{
     CipherSuite, ConfigBuilder, NamedGroup, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
-    WantsVerifier,
 };
 
 /// Versions, cipher suites and groups of a server. The default is TLS 1.3 alone with all there is.
@@ -145,8 +145,11 @@ impl Settings {
         }
     }
 
-    /// A server that follows the settings and asks for no certificate.
-    pub(super) fn server(&self) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, InvalidSetting> {
+    /// A server that follows the settings and asks clients for what `clients` says.
+    pub(super) fn server(
+        &self,
+        clients: Arc<dyn ClientCertVerifier>,
+    ) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, InvalidSetting> {
         let invalid = |(name, rule): (&str, String)| InvalidSetting {
             variable: format!("{}{name}", self.prefix),
             value: String::new(),
@@ -155,7 +158,7 @@ impl Settings {
         let provider = self.provider().map_err(invalid)?;
         ServerConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(self.versions())
-            .map(ConfigBuilder::<ServerConfig, WantsVerifier>::with_no_client_auth)
+            .map(|builder| builder.with_client_cert_verifier(clients))
             .map_err(|error| invalid((MIN_VERSION, error.to_string())))
     }
 }
@@ -185,6 +188,10 @@ mod tests {
         })
     }
 
+    fn asked(settings: &Settings) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, InvalidSetting> {
+        settings.server(rustls::server::WebPkiClientVerifier::no_client_auth())
+    }
+
     fn said(variables: &[(&str, &'static str)]) -> String {
         with(variables).unwrap_err().to_string()
     }
@@ -193,9 +200,9 @@ mod tests {
     fn tls_1_3_is_the_default() {
         for settings in [with(&[]).unwrap(), with(&[("TLS_MIN_VERSION", "")]).unwrap()] {
             assert_eq!(settings.versions(), [&rustls::version::TLS13]);
-            assert!(settings.server().is_ok());
+            assert!(asked(&settings).is_ok());
         }
-        assert!(Settings::default().server().is_ok());
+        assert!(asked(&Settings::default()).is_ok());
     }
 
     #[test]
@@ -203,7 +210,7 @@ mod tests {
         let of = |min, max| with(&[("TLS_MIN_VERSION", min), ("TLS_MAX_VERSION", max)]);
         assert_eq!(of("1.2", "").unwrap().versions(), [&rustls::version::TLS13, &rustls::version::TLS12]);
         assert_eq!(of("1.2", "1.2").unwrap().versions(), [&rustls::version::TLS12]);
-        assert!(of("1.2", "1.2").unwrap().server().is_ok());
+        assert!(asked(&of("1.2", "1.2").unwrap()).is_ok());
         assert_eq!(
             said(&[("TLS_MIN_VERSION", "1.1")]),
             "invalid QUEUE_PROXY_TLS_MIN_VERSION \"1.1\": must be 1.2 or 1.3"
@@ -226,7 +233,7 @@ mod tests {
         let of_1_2 = suites.iter().filter(|suite| suite.tls13().is_none()).map(SupportedCipherSuite::suite);
         assert_eq!(of_1_2.collect::<Vec<_>>(), [CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]);
         assert_eq!(suites.iter().filter(|suite| suite.tls13().is_some()).count(), 3);
-        assert!(settings.server().is_ok());
+        assert!(asked(&settings).is_ok());
 
         assert_eq!(
             said(&[("TLS_CIPHER_SUITES", "TLS_RSA_WITH_RC4_128_SHA")]),
@@ -238,9 +245,9 @@ mod tests {
             said(&[("TLS_MIN_VERSION", "1.2"), cbc]).ends_with("none of these is supported with TLS 1.2")
         );
         // Without TLS 1.2 they are nobody's business.
-        assert!(with(&[cbc]).unwrap().server().is_ok());
+        assert!(asked(&with(&[cbc]).unwrap()).is_ok());
         let modern = ("TLS_CIPHER_SUITES", "TLS_AES_128_GCM_SHA256");
-        assert!(with(&[("TLS_MIN_VERSION", "1.2"), modern]).unwrap().server().is_ok());
+        assert!(asked(&with(&[("TLS_MIN_VERSION", "1.2"), modern]).unwrap()).is_ok());
         assert!(with(&[("TLS_MIN_VERSION", "1.2"), ("TLS_MAX_VERSION", "1.2"), modern]).is_err());
     }
 

@@ -187,3 +187,56 @@ fn line(span: &SpanData) -> serde_json::Value {
         "scope": span.instrumentation_scope.name(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{SpanContext, SpanKind, TraceFlags, TraceId, TraceState};
+    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+
+    use super::*;
+
+    #[test]
+    fn a_printed_span_is_a_line_of_json() {
+        let context = SpanContext::new(
+            TraceId::from_bytes([1; 16]),
+            SpanId::from_bytes([2; 8]),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::default(),
+        );
+        let second = Duration::from_secs(1);
+        let span = SpanData {
+            span_context: context,
+            parent_span_id: SpanId::from_bytes([3; 8]),
+            parent_span_is_remote: true,
+            span_kind: SpanKind::Server,
+            name: "GET".into(),
+            start_time: UNIX_EPOCH + second,
+            end_time: UNIX_EPOCH + 2 * second,
+            attributes: vec![
+                KeyValue::new("http.response.status_code", 503),
+                KeyValue::new("url.path", "/a\nb"),
+            ],
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::error("why"),
+            instrumentation_scope: opentelemetry::InstrumentationScope::builder("s").build(),
+        };
+        let text = line(&span).to_string();
+        assert!(!text.contains('\n'), "{text}");
+        let expected = json!({
+            "name": "GET",
+            "kind": "Server",
+            "traceId": "01010101010101010101010101010101",
+            "spanId": "0202020202020202",
+            "parentSpanId": "0303030303030303",
+            "startTimeUnixNano": "1000000000",
+            "endTimeUnixNano": "2000000000",
+            "attributes": { "http.response.status_code": 503, "url.path": "/a\nb" },
+            "status": { "code": "Error", "message": "why" },
+            "scope": "s",
+        });
+        assert_eq!(line(&span), expected);
+    }
+}
