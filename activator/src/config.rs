@@ -7,6 +7,8 @@ use std::time::Duration;
 use ember_api::configmaps::{logging, observability};
 use ember_api::golang;
 use ember_dataplane::port;
+use ember_dataplane::server;
+use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
@@ -18,6 +20,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Ports that carry requests. 8012 and 8013.
     pub ports: Vec<u16>,
+    /// Limits of what clients may do. Safe by default.
+    pub server: server::Options,
     /// Own name in reports.
     pub pod_name: String,
     /// Own address as the public endpoints of revisions show it.
@@ -67,6 +71,8 @@ pub struct Config {
     pub drain_settle: Duration,
     /// How long requests under way may take to end after that. 60 s.
     pub drain_timeout: Duration,
+    /// Where the request log goes; `None`: to the process's standard output.
+    pub request_log_output: Option<Output>,
 }
 
 impl Default for Config {
@@ -74,6 +80,7 @@ impl Default for Config {
         Self {
             bind: IpAddr::from([0, 0, 0, 0]),
             ports: vec![port::HTTP1, port::HTTP2],
+            server: server::Options::default(),
             pod_name: "activator".to_owned(),
             pod_ip: String::new(),
             system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
@@ -98,6 +105,7 @@ impl Default for Config {
             ping_interval: Duration::from_millis(3333),
             drain_settle: Duration::from_secs(45),
             drain_timeout: Duration::from_secs(60),
+            request_log_output: None,
         }
     }
 }
@@ -205,6 +213,7 @@ impl Config {
             metrics_port: env.parsed("METRICS_PROMETHEUS_PORT", port)?,
             bind: own.bind,
             ports: own.ports,
+            server: own.server,
             metrics: own.metrics,
             queue_depth: own.queue_depth,
             report_interval: own.report_interval,
@@ -215,6 +224,7 @@ impl Config {
             ping_interval: own.ping_interval,
             drain_settle: own.drain_settle,
             drain_timeout: own.drain_timeout,
+            request_log_output: own.request_log_output,
         })
     }
 }

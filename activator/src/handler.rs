@@ -19,6 +19,7 @@ use crate::dispatcher::Refused;
 use crate::link::Outbox;
 use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
+use crate::request_log;
 use crate::revision::RevisionState;
 use crate::settings::Settings;
 
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) registry: Arc<Registry>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) request_log: Arc<request_log::Log>,
     /// Cancelled when the activator begins to end.
     pub(crate) terminating: CancellationToken,
 }
@@ -82,10 +84,11 @@ impl Handler for Activation {
         }
         let (namespace, name) = self.target(&request);
         let Some(revision) = self.shared.registry.get(&namespace, &name) else { return not_found(&name) };
+        let record = self.shared.request_log.begin(&request, &revision, conn);
         let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
         let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
-        match answer.await {
+        let mut response = match answer.await {
             Ok(mut response) => {
                 response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
                 response
@@ -94,7 +97,11 @@ impl Handler for Activation {
                 tracing::debug!(revision = %revision.key, %expired, "a request was not answered in time");
                 timed_out(TIMEOUT_TEXT)
             }
+        };
+        if let Some(record) = record {
+            request_log::answered(record, &mut response);
         }
+        response
     }
 }
 
@@ -145,13 +152,7 @@ impl Activation {
         let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
         if namespace.is_empty() || name.is_empty() {
             let host = text(http::header::HOST);
-            let host = host.split(':').next().unwrap_or("");
-            let suffix = host
-                .strip_suffix(self.shared.config.cluster_domain.as_str())
-                .and_then(|h| h.strip_suffix(".svc."));
-            if let Some((name, namespace)) = suffix.and_then(|h| h.split_once('.'))
-                && !namespace.contains('.')
-            {
+            if let Some((name, namespace)) = revision_of_host(host, &self.shared.config.cluster_domain) {
                 return (namespace.to_owned(), name.to_owned());
             }
         }
@@ -249,7 +250,49 @@ fn is_the_pods_fault(error: &ProxyError) -> bool {
     }
 }
 
+/// Name and namespace in a host `name.namespace.svc.<cluster domain>`.
+fn revision_of_host<'a>(host: &'a str, cluster_domain: &str) -> Option<(&'a str, &'a str)> {
+    let host = host.split(':').next()?;
+    let (name, namespace) = host.strip_suffix(cluster_domain)?.strip_suffix(".svc.")?.split_once('.')?;
+    (!namespace.contains('.')).then_some((name, namespace))
+}
+
 fn not_found(name: &str) -> Response<Body> {
     let text = format!("Error getting active endpoint: revision.serving.knative.dev {name:?} not found");
     http_error(StatusCode::NOT_FOUND, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same by upstream's words: four parts at most, the third is `svc`, the fourth up to `:` the domain.
+    fn by_parts<'a>(host: &'a str, cluster_domain: &str) -> Option<(&'a str, &'a str)> {
+        let parts: Vec<&str> = host.splitn(4, '.').collect();
+        let [name, namespace, "svc", domain] = parts[..] else { return None };
+        (domain.split(':').next() == Some(cluster_domain)).then_some((name, namespace))
+    }
+
+    proptest! {
+        #[test]
+        fn a_host_names_a_revision_as_upstream_reads_it(host in prop_oneof![
+            ".*",
+            r"[a-z.]{0,8}\.?[a-z]{0,3}\.(svc|svv)\.cluster\.(local|locally)(:[0-9]{0,5})?",
+            r"[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}\.svc\.cluster\.local(:80)?",
+        ]) {
+            let found = revision_of_host(&host, "cluster.local");
+            // A colon further ahead makes it no host.
+            if host.matches(':').count() <= 1 && !host.contains(":.") {
+                let expected = by_parts(&host, "cluster.local").filter(|(name, namespace)| {
+                    !name.contains(':') && !namespace.contains(':')
+                });
+                prop_assert_eq!(found, expected);
+            }
+            if let Some((name, namespace)) = found {
+                prop_assert!(!name.contains(['.', ':']) && !namespace.contains(['.', ':']));
+            }
+        }
+    }
 }

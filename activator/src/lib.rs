@@ -12,6 +12,7 @@ mod metrics;
 pub mod pod_set;
 pub mod registry;
 pub mod reporter;
+mod request_log;
 pub mod revision;
 pub mod settings;
 
@@ -126,8 +127,10 @@ pub async fn run(
                 Arc::clone(&outbox),
                 control.clone(),
             ));
+            let request_log = Arc::new(request_log::Log::new(&settings, config.request_log_output.clone()));
+            tasks.spawn(Arc::clone(&request_log).follow(settings.clone(), control.clone()));
             let terminating = shutdown.clone();
-            let shared = Arc::new(Shared { config, settings, registry, outbox, terminating });
+            let shared = Arc::new(Shared { config, settings, registry, outbox, request_log, terminating });
             let synced = tokio::select! {
                 () = shutdown.cancelled() => false,
                 () = shared.registry.synced() => true,
@@ -161,7 +164,7 @@ async fn serve(shared: &Arc<Shared>, io: &Io, workers: &Workers, drain: &Drain) 
         let listener = io.network.listen(addr).await.map_err(|source| Error::Listen { addr, source })?;
         let (shared, io, workers, drain) = (Arc::clone(shared), io.clone(), workers.clone(), drain.clone());
         serving.spawn(async move {
-            server::serve(listener, &workers, &server::Options::default(), &drain, |_worker| {
+            server::serve(listener, &workers, &shared.config.server, &drain, |_worker| {
                 // A connection stays on its worker: the limits are shared out.
                 let share = |all: usize| all.div_ceil(workers.len());
                 let options = pool::Options {

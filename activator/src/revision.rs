@@ -15,6 +15,7 @@ use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
 use ember_reconcile::cache::{Cache, Key};
+use ember_telemetry::request_log;
 use http::HeaderValue;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use kube::ResourceExt;
@@ -87,6 +88,8 @@ pub struct RevisionState {
     /// What requests and probes carry as Host where a mesh is to pass them through.
     pub(crate) passthrough_host: Option<HeaderValue>,
     pub(crate) metrics: RevisionMetrics,
+    /// As the request log knows it.
+    pub(crate) described: Arc<request_log::Revision>,
     progress: Mutex<Progress>,
     pods: Mutex<Pods>,
     prober: Prober,
@@ -113,6 +116,7 @@ impl RevisionState {
             port_name: port_name(revision),
             protocol: Protocol::of_service_port(Some(port_name(revision)), None),
             metrics: RevisionMetrics::default(),
+            described: described(revision),
             progress: Mutex::default(),
             pods: Mutex::new(Pods {
                 set: PodSet::new(policy),
@@ -335,6 +339,18 @@ impl RevisionState {
 /// The name of the Service that leads to the pods of a revision.
 pub(crate) fn private_service(revision: &str) -> String {
     names::private_service(&names::pod_autoscaler(revision))
+}
+
+/// Which pod serves a request is not known when its record begins.
+fn described(revision: &Revision) -> Arc<request_log::Revision> {
+    let label = |name: &str| revision.labels().get(name).cloned().unwrap_or_default();
+    Arc::new(request_log::Revision {
+        name: revision.name_any(),
+        namespace: revision.namespace().unwrap_or_default(),
+        service: label(labels::SERVICE),
+        configuration: label(labels::CONFIGURATION),
+        ..request_log::Revision::default()
+    })
 }
 
 fn timeouts(revision: &Revision) -> Timeouts {

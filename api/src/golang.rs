@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+pub use ember_template::text::{format_fixed, format_float, quote};
+
 /// Why a text is not a value; prints as Go's standard library does.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -324,59 +326,6 @@ pub fn parse_duration(text: &str) -> Result<GoDuration, ParseError> {
     i64::try_from(total).map(GoDuration).map_err(|_| invalid())
 }
 
-/// How Go prints a float with `%v`: the shortest text that reads back, exponents below 1e-4 and from 1e21.
-#[must_use]
-pub fn format_float(value: f64) -> String {
-    if value.is_nan() {
-        return "NaN".into();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "+Inf".into() } else { "-Inf".into() };
-    }
-    let magnitude = value.abs();
-    if magnitude != 0.0 && !(1e-4..1e21).contains(&magnitude) {
-        let text = format!("{value:e}");
-        let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        let (sign, digits) = match exponent.strip_prefix('-') {
-            Some(digits) => ('-', digits),
-            None => ('+', exponent),
-        };
-        return format!("{mantissa}e{sign}{digits:0>2}");
-    }
-    format!("{value}")
-}
-
-/// How Go prints a float with `%f`: six decimals.
-#[must_use]
-pub fn format_fixed(value: f64) -> String {
-    if value.is_finite() { format!("{value:.6}") } else { format_float(value) }
-}
-
-/// A string in double quotes as Go's `%q` writes it.
-#[must_use]
-pub fn quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\x07' => out.push_str("\\a"),
-            '\x08' => out.push_str("\\b"),
-            '\x0c' => out.push_str("\\f"),
-            '\x0b' => out.push_str("\\v"),
-            c if (c as u32) < 0x20 || c == '\x7f' => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
-}
-
 /// Duration errors quote differently: every byte outside printable ASCII in hex.
 fn quote_bytes(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
@@ -463,13 +412,6 @@ mod tests {
             parse_float("1e400").map_err(|e| e.to_string()),
             Err(r#"strconv.ParseFloat: parsing "1e400": value out of range"#.to_owned())
         );
-    }
-
-    #[test]
-    fn floats_print_shortest() {
-        for (value, text) in [(0.01, "0.01"), (100.0, "100"), (1e21, "1e+21"), (1e-5, "1e-05"), (0.0, "0")] {
-            assert_eq!(format_float(value), text);
-        }
     }
 
     #[test]

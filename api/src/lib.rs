@@ -22,5 +22,6 @@ pub mod schema;
 pub mod serving;
 pub mod status;
 pub mod syntax;
-pub mod template;
 pub mod validation;
+
+pub use ember_template as template;

@@ -155,3 +155,34 @@ pub(crate) fn decode_report(body: &[u8]) -> Result<Stat, FetchError> {
 fn failed(error: impl std::fmt::Display) -> FetchError {
     FetchError { message: error.to_string(), mesh: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_comes_after_the_longest_report_is_not_looked_at(
+            mut body in prop::collection::vec(any::<u8>(), 0..LONGEST_REPORT),
+            more in prop::collection::vec(any::<u8>(), 0..500),
+            named in any::<bool>(),
+        ) {
+            if named && body.len() > 2 {
+                // One that is in order, as far as it goes: a name.
+                let length = (body.len() - 2).min(127);
+                body.truncate(length + 2);
+                body[..2].copy_from_slice(&[0x0a, u8::try_from(length).unwrap()]);
+                body[2..].fill(b'x');
+            }
+            let report = decode_report(&body).ok();
+            prop_assert!(!named || body.len() <= 2 || report.is_some());
+            let mut longest = body.clone();
+            longest.resize(LONGEST_REPORT, 0);
+            let exact = decode_report(&longest).ok();
+            longest.extend(more);
+            prop_assert_eq!(decode_report(&longest).ok(), exact);
+        }
+    }
+}

@@ -81,7 +81,9 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = text.rsplit_once(':').and_then(|(host, port)| {
             let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-            Some(Self::new(host, port.parse().ok()?)).filter(|address| !address.host.is_empty())
+            // The number's own parser would take a sign.
+            let port = port.parse().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()))?;
+            Some(Self::new(host, port)).filter(|address| !address.host.is_empty())
         });
         parsed.ok_or_else(|| InvalidAddress(text.to_owned()))
     }
@@ -89,6 +91,8 @@ impl FromStr for Address {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -106,9 +110,30 @@ mod tests {
         for text in ["10.0.0.1:8012", "[2001:db8::1]:8112", "app.default.svc:80"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", "x", ":80", "x:70000", "x:"] {
+        for text in ["", "x", ":80", "x:70000", "x:", "x:+80", "x:-1", "x: 80"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         assert_eq!("[::1]:80".parse::<Address>().unwrap().host(), "::1");
+    }
+
+    proptest! {
+        #[test]
+        fn what_can_be_read_is_written_so_that_it_is_read_the_same(
+            text in prop_oneof![".*", r"\[?[0-9a-z.:]{0,20}\]?:[0-9]{0,6}"],
+        ) {
+            if let Ok(address) = text.parse::<Address>() {
+                prop_assert!(!address.host().is_empty());
+                prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address));
+            }
+        }
+
+        #[test]
+        fn every_socket_has_an_address(socket in any::<SocketAddr>()) {
+            let address = Address::from(socket);
+            prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));
+            if !matches!(socket, SocketAddr::V6(v6) if v6.scope_id() != 0) {
+                prop_assert_eq!(address.to_string().parse::<SocketAddr>().map(|found| found.port()), Ok(socket.port()));
+            }
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::body::Body;
 use crate::dial::Dial;
 use crate::error::ProxyError;
 use crate::io::{self as network, Io};
+use crate::protocol::INLINE_HEADERS;
 use crate::tls::{self, Identity};
 
 use multiplexed::Links;
@@ -43,8 +44,10 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How to connect.
     pub dial: Dial,
-    /// Largest head of a response, in bytes. 256 KiB.
+    /// Largest head of a response, in bytes; it fails beyond. 256 KiB.
     pub max_header_bytes: usize,
+    /// Most header lines of a response; it fails beyond. 100.
+    pub max_headers: usize,
     /// How long an HTTP/2 backend may be silent during an exchange before it is asked for a sign of life. Off: some
     /// servers do not like to be asked.
     pub ping_interval: Option<Duration>,
@@ -62,6 +65,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(90),
             dial: Dial::default(),
             max_header_bytes: 256 << 10,
+            max_headers: INLINE_HEADERS,
             ping_interval: None,
             ping_timeout: Duration::from_secs(5),
             tls: None,
@@ -162,7 +166,12 @@ impl Pool {
         let (stream, wire) = ClientStream::new(stream);
         let weak = Arc::downgrade(&wire);
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.0.options.max_header_bytes.max(8192));
+        let options = &self.0.options;
+        let most = options.max_header_bytes;
+        builder.max_buf_size(most.max(8192)).max_header_size(most);
+        if options.max_headers != INLINE_HEADERS {
+            builder.max_headers(options.max_headers);
+        }
         let (sender, connection) =
             builder.handshake(TokioIo::new(stream)).await.map_err(ProxyError::Broken)?;
         // Owned by the lease, and by the pool while idle: it ends with them.

@@ -169,6 +169,8 @@ pub async fn queue(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
@@ -211,5 +213,33 @@ mod tests {
         assert!(answer(404, "").is_not_mesh());
         assert!(!answer(503, "").is_not_mesh());
         assert!(!Found::Nothing(String::new()).is_not_mesh());
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_make_a_probe_or_none_and_the_hash_comes_back_unchanged(
+            probe in prop::collection::vec(any::<u8>(), 0..40),
+            hash in prop::collection::vec(any::<u8>(), 0..200),
+            agent in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(NETWORK_PROBE, &probe), (NETWORK_HASH, &hash), (USER_AGENT, &agent)] {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.insert(name, value);
+                }
+            }
+            let answer = echo(&headers);
+            match headers.get(NETWORK_HASH).filter(|hash| !hash.is_empty()) {
+                Some(hash) => {
+                    prop_assert_eq!(answer.status(), StatusCode::OK);
+                    prop_assert_eq!(answer.headers().get(NETWORK_HASH), Some(hash));
+                    prop_assert_eq!(answer.headers().len(), 1);
+                }
+                None => prop_assert_eq!(answer.status(), StatusCode::BAD_REQUEST),
+            }
+            prop_assert!(!is_kubelet_probe(&headers) || is_probe(&headers));
+            prop_assert!(!is_kubelet_user_agent(&headers) || is_health_check(&headers));
+            prop_assert_eq!(is_probe(&headers), is_kubelet_probe(&headers) || !network_probe(&headers).is_empty());
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! What a backend speaks.
 
+/// Header lines of a message that hyper has room for without asking: another limit costs allocations for each message.
+pub const INLINE_HEADERS: usize = 100;
+
 /// The protocol of a backend. There is no negotiation: who names a backend knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {

@@ -80,6 +80,7 @@ impl Outbound {
             request.headers_mut().remove(header::CONTENT_LENGTH);
         } else {
             request.headers_mut().remove(header::TRAILER);
+            settle_length(&mut request);
         }
         if let Some(target) = request.uri().path_and_query().filter(|_| request.uri().scheme().is_some()) {
             *request.uri_mut() = Uri::from(target.clone());
@@ -377,10 +378,30 @@ fn hold_for_continue(request: &mut Request<Body>) {
     *request.body_mut() = body.after_continue(agreed);
 }
 
-/// `Upgrade`, if `Connection` names it.
+/// Writes a length that could be misread (`05`, twice, none) as what the body is known to have.
+fn settle_length(request: &mut Request<Body>) {
+    let mut lengths = request.headers().get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return };
+    let plain = match length.as_bytes() {
+        [] => false,
+        [b'0'] => true,
+        [first, ..] => *first != b'0' && !request.body().is_end_stream(),
+    };
+    if plain && lengths.next().is_none() {
+        return;
+    }
+    let length = request.body().size_hint().exact().unwrap_or(0);
+    request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+}
+
+/// `Upgrade`, if `Connection` names it. HTTP/2 is not switched to: through such a connection a client could send
+/// requests that no hop has looked at.
 fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let protocol = headers.get(header::UPGRADE)?;
-    has_token(headers, &header::CONNECTION, "upgrade").then(|| protocol.clone())
+    let wanted = has_token(headers, &header::CONNECTION, "upgrade")
+        && !has_token(headers, &header::UPGRADE, "h2c")
+        && !has_token(headers, &header::UPGRADE, "h2");
+    wanted.then(|| protocol.clone())
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {

@@ -1,6 +1,7 @@
 //! Serving: the accept loop, and what a connection carries to its requests.
 
 mod h2c;
+mod head;
 mod http1;
 
 use std::future::Future;
@@ -13,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
@@ -21,8 +22,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::body::Body;
 use crate::drain::Drain;
-use crate::error::{http_error, status};
 use crate::io::{Listener, Stream};
+use crate::protocol::INLINE_HEADERS;
 use crate::tls;
 use crate::worker::Workers;
 
@@ -50,12 +51,12 @@ where
     }
 }
 
-/// Limits of a server.
-#[derive(Debug, Clone)]
+/// Limits of a server. The defaults are safe towards clients that mean harm.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// How long a request's head may take, from accept or from its first byte. 60 s. Idle connections stay open.
     pub header_read_timeout: Duration,
-    /// Largest head, in bytes; 431 beyond. 256 KiB. It also bounds what is buffered for a slow reader.
+    /// Largest head, in bytes; 431 beyond. 256 KiB. It also bounds trailers, and what is buffered for a slow reader.
     pub max_header_bytes: usize,
     /// Most header lines; 431 beyond. 100.
     pub max_headers: usize,
@@ -67,9 +68,26 @@ pub struct Options {
     pub warm_connections: usize,
     /// Exchanges at a time on an HTTP/2 connection. 250.
     pub max_streams: u32,
-    /// What a client may send ahead of who reads it, in bytes for each HTTP/2 stream. 256 KiB. A connection may have
-    /// as much for all of its streams: one that nobody reads does not hold up the others.
+    /// What a client may send ahead of who reads it, in bytes for each HTTP/2 stream. 256 KiB.
     pub stream_window: u32,
+    /// What a client may send ahead on all streams of an HTTP/2 connection, in bytes. 62.5 MiB, enough for all of its
+    /// streams: one that nobody reads does not hold up the others. Less bounds what one connection can make the server
+    /// hold.
+    pub connection_window: u32,
+    /// What is buffered of a response for a slow reader, in bytes for each HTTP/2 stream. 64 KiB.
+    pub send_buffer: usize,
+    /// The memory of header fields an HTTP/2 client may use, in bytes. 4 KiB.
+    pub header_table_size: u32,
+    /// Streams of an HTTP/2 connection that the client has reset before they were looked at; more is an attack, and
+    /// ends the connection. 20.
+    pub max_pending_resets: usize,
+    /// Streams that had to be reset for a client's errors during the life of an HTTP/2 connection; more is an attack,
+    /// and ends the connection. 1024.
+    pub max_error_resets: usize,
+    /// How long a client may take nothing of what is sent to it; the connection or the HTTP/2 stream ends then. 10 min,
+    /// which is as long as a request may take by Knative's defaults. A request's own timers come first. Of an HTTP/2
+    /// stream nothing is taken until what was read from the backend in one go is.
+    pub stall_timeout: Duration,
     /// How long an HTTP/2 client may be silent before it is asked for a sign of life. 60 s.
     pub ping_interval: Duration,
     /// How long it may take to give one. 20 s.
@@ -85,12 +103,18 @@ impl Default for Options {
         Self {
             header_read_timeout: Duration::from_secs(60),
             max_header_bytes: 256 << 10,
-            max_headers: 100,
+            max_headers: INLINE_HEADERS,
             max_connections: 65_536,
             park_after: Duration::from_millis(100),
             warm_connections: 256,
             max_streams: 250,
             stream_window: 256 << 10,
+            connection_window: 250 * (256 << 10),
+            send_buffer: 64 << 10,
+            header_table_size: 4096,
+            max_pending_resets: 20,
+            max_error_resets: 1024,
+            stall_timeout: Duration::from_secs(600),
             ping_interval: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
             tls: None,
@@ -120,7 +144,16 @@ pub struct Conn {
     base: Instant,
     /// When writing gives up, in nanoseconds after `base`; 0: never.
     cut_at: AtomicU64,
+    /// Whether the client has yet to take a part of the answer (HTTP/2).
+    owed: AtomicU8,
 }
+
+/// The client has taken all there is.
+const NOTHING: u8 = 0;
+/// Another part is on its way.
+const MORE: u8 = 1;
+/// It still is.
+const SAME: u8 = 2;
 
 /// Reading the first head, or a later one of which a byte has arrived.
 const HEAD: u8 = 0;
@@ -149,6 +182,7 @@ impl Conn {
             parked: AtomicU64::new(0),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
+            owed: AtomicU8::new(NOTHING),
         }
     }
 
@@ -167,6 +201,7 @@ impl Conn {
             parked: AtomicU64::new(0),
             base: Instant::now(),
             cut_at: AtomicU64::new(0),
+            owed: AtomicU8::new(NOTHING),
         }
     }
 
@@ -239,6 +274,29 @@ impl Conn {
             cut.as_mut().reset(at);
         }
         cut.as_mut().poll(cx)
+    }
+}
+
+/// How long a client has taken nothing.
+struct Stall {
+    timeout: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, sleep: None }
+    }
+
+    /// The client has taken something, or owes nothing.
+    fn clear(&mut self) {
+        self.sleep = None;
+    }
+
+    /// Whether it has been too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeout = self.timeout;
+        self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
     }
 }
 
@@ -335,6 +393,7 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
         header_read_timeout: options.header_read_timeout,
         head: Some(Box::pin(tokio::time::sleep(options.header_read_timeout))),
         cut: None,
+        stall: Stall::new(options.stall_timeout),
     };
     let multiplexed = tokio::select! {
         biased;
@@ -373,7 +432,7 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
     let multiplexed = request.version() == Version::HTTP_2;
     let busy = Busy(Arc::clone(conn));
     let mut request = request.map(|body| Body::received(body, conn));
-    let mut response = match normalise(&mut request) {
+    let mut response = match head::settle(&mut request) {
         Ok(()) => handler.handle(request, conn).await,
         Err(response) => *response,
     };
@@ -383,40 +442,14 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
         // Answered before the whole request was taken: the client may have sent all of it, and its next request would
         // wait behind what nobody reads.
         let early = conn.receiving.load(Ordering::Relaxed);
-        if !multiplexed && (early || conn.drain.is_announced()) {
+        if multiplexed {
+            response.headers_mut().remove(header::CONNECTION);
+        } else if early || conn.drain.is_announced() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.body_mut().attach(busy);
     }
     response
-}
-
-/// What a server settles before anyone looks at a request: the authority of an absolute-form target is the Host, the
-/// target is in origin form, HTTP/1.1 has a Host, and `OPTIONS *` asks the server itself.
-fn normalise(request: &mut Request<Body>) -> Result<(), Box<Response<Body>>> {
-    if request.method() == Method::CONNECT {
-        return Ok(());
-    }
-    if request.uri().authority().is_some() {
-        let uri = std::mem::take(request.uri_mut());
-        let parts = uri.into_parts();
-        if let Some(host) =
-            parts.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        *request.uri_mut() = parts.path_and_query.map_or_else(|| Uri::from_static("/"), Uri::from);
-    }
-    if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
-        return Err(Box::new(http_error(
-            StatusCode::BAD_REQUEST,
-            "400 Bad Request: missing required Host header",
-        )));
-    }
-    if request.method() == Method::OPTIONS && request.uri().path() == "*" {
-        return Err(Box::new(status(StatusCode::OK)));
-    }
-    Ok(())
 }
 
 /// A client's connection: bounds the time a head takes, and the time an answer nobody reads is kept.
@@ -428,6 +461,7 @@ struct ServerStream {
     header_read_timeout: Duration,
     head: Option<Pin<Box<Sleep>>>,
     cut: Option<Pin<Box<Sleep>>>,
+    stall: Stall,
 }
 
 impl AsyncRead for ServerStream {
@@ -466,8 +500,16 @@ impl AsyncRead for ServerStream {
 }
 
 impl ServerStream {
-    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        self.conn.poll_cut(&mut self.cut, cx).map(|()| io::ErrorKind::TimedOut.into())
+    /// What became of a write: one the client does not take is waited for only so long.
+    fn written(&mut self, polled: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if polled.is_ready() {
+            self.stall.clear();
+            return polled;
+        }
+        if self.conn.poll_cut(&mut self.cut, cx).is_ready() || self.stall.poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
     }
 }
 
@@ -475,10 +517,8 @@ impl AsyncWrite for ServerStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.conn.flushed.store(false, Ordering::Relaxed);
-        match Pin::new(&mut this.inner).poll_write(cx, buf) {
-            Poll::Pending => this.poll_cut(cx).map(Err),
-            ready => ready,
-        }
+        let polled = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.written(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -488,10 +528,8 @@ impl AsyncWrite for ServerStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.conn.flushed.store(false, Ordering::Relaxed);
-        match Pin::new(&mut this.inner).poll_write_vectored(cx, bufs) {
-            Poll::Pending => this.poll_cut(cx).map(Err),
-            ready => ready,
-        }
+        let polled = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.written(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -502,7 +540,7 @@ impl AsyncWrite for ServerStream {
         let this = self.get_mut();
         match Pin::new(&mut this.inner).poll_flush(cx) {
             // TLS keeps what the client does not take.
-            Poll::Pending => this.poll_cut(cx).map(Err),
+            Poll::Pending => this.written(Poll::Pending, cx).map(|written| written.map(drop)),
             Poll::Ready(flushed) => {
                 // Asked for only once all that was buffered has been written.
                 this.conn.flushed.store(flushed.is_ok(), Ordering::Relaxed);

@@ -93,6 +93,8 @@ impl WireStatMessages {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -150,5 +152,53 @@ mod tests {
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Finite numbers, which equal themselves.
+    fn number() -> impl Strategy<Value = f64> {
+        any::<f64>().prop_filter("finite", |number| number.is_finite())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_stat_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..1000)) {
+            let read = &bytes[..bytes.len().min(MAX_BYTES)];
+            if let Ok(stat) = Stat::from_bytes(read) {
+                prop_assert!(stat.pod_name.len() <= read.len());
+            }
+            if let Ok(messages) = WireStatMessages::from_bytes(&bytes) {
+                prop_assert!(messages.messages.len() <= bytes.len() / 2);
+            }
+        }
+
+        #[test]
+        fn a_stat_survives_the_wire_and_a_cut_is_noticed_or_harmless(
+            pod_name in "[ -~]{0,253}",
+            numbers in prop::array::uniform5(number()),
+            timestamp in any::<i64>(),
+            cut in 0..400usize,
+            flip in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let [average, proxied, count, proxied_count, uptime] = numbers;
+            let stat = Stat {
+                pod_name,
+                average_concurrent_requests: average,
+                average_proxied_concurrent_requests: proxied,
+                request_count: count,
+                proxied_request_count: proxied_count,
+                process_uptime: uptime,
+                timestamp,
+            };
+            let mut bytes = stat.to_bytes().to_vec();
+            prop_assert_eq!(Stat::from_bytes(&bytes), Ok(stat.clone()));
+            if let Ok(part) = Stat::from_bytes(&bytes[..cut.min(bytes.len())]) {
+                prop_assert!(part.pod_name == stat.pod_name || part.pod_name.is_empty());
+            }
+            if let (Some((index, byte)), false) = (flip, bytes.is_empty()) {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+                let _ = Stat::from_bytes(&bytes);
+            }
+        }
     }
 }

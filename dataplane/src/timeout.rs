@@ -72,23 +72,25 @@ impl Deadlines {
     /// When the whole request has to be over.
     #[must_use]
     pub fn total(&self) -> Option<Instant> {
-        self.timeouts.total.map(|after| self.started + after)
+        later(self.started, self.timeouts.total)
     }
 
     /// The next timer to run out. `written`: when something was last sent to the client, if anything was.
     #[must_use]
     pub fn next(&self, written: Option<Instant>) -> Option<(Instant, Expired)> {
-        let total = self.timeouts.total.map(|after| (self.started + after, Expired::Total(after)));
-        let idle =
-            self.timeouts.idle.map(|after| (written.unwrap_or(self.started) + after, Expired::Idle(after)));
-        let start = match written {
-            None => self
-                .timeouts
-                .response_start
-                .map(|after| (self.started + after, Expired::ResponseStart(after))),
-            Some(_) => None,
+        let Timeouts { total, response_start, idle } = self.timeouts;
+        let timer = |since, after, expired: fn(Duration) -> Expired| {
+            Some((later(since, after)?, expired(after.unwrap_or_default())))
         };
-        [total, start, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let start = if written.is_none() { response_start } else { None };
+        [
+            timer(self.started, total, Expired::Total),
+            timer(self.started, start, Expired::ResponseStart),
+            timer(written.unwrap_or(self.started), idle, Expired::Idle),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     /// Whether no timer is set.
@@ -140,6 +142,11 @@ impl<F: Future> Future for BeforeResponse<F> {
     }
 }
 
+/// `after` that; never, if there is no such time.
+fn later(since: Instant, after: Option<Duration>) -> Option<Instant> {
+    since.checked_add(after?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +184,9 @@ mod tests {
         let never = Timeouts::default().start();
         assert!(never.is_unlimited());
         assert_eq!(never.before_response(async { 1 }).await, Ok(1));
+        let endless = Some(Duration::MAX);
+        let endless = Timeouts { total: endless, response_start: endless, idle: endless }.start();
+        assert_eq!(endless.before_response(async { 1 }).await, Ok(1));
+        assert_eq!((endless.total(), endless.next(Some(Instant::now()))), (None, None));
     }
 }

@@ -8,11 +8,16 @@ mod demo_app;
 mod up;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use ember_telemetry::request_log::Output;
 
 use cli::{Cli, Command};
 use client::commands;
+
+/// How long the last requests may take to be logged.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // The helper starts the processes of pods: it has to be in place before there is any thread.
@@ -20,7 +25,9 @@ fn main() -> ExitCode {
         ember_node::helper::main();
         return ExitCode::SUCCESS;
     }
-    match run(Cli::parse()) {
+    let ended = run(Cli::parse());
+    Output::flush_stdout(LAST_LINES);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", client::apply::describe(&error));

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ember_dataplane::server;
+
 /// Configuration of the gateway.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -10,6 +12,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the inside reaches it, cluster-local hosts included; `None` for not at all.
     pub listen_internal: Option<SocketAddr>,
+    /// Limits of what clients may do. Safe by default; an HTTP/2 client may send 4 MiB ahead on a connection, which is
+    /// its own: those of other components carry many clients.
+    pub server: server::Options,
     /// The class of the Ingresses that are ours. `ember.ingress.networking.knative.dev`.
     pub ingress_class: String,
     /// The DNS name of the gateway's own Service, as the status of an Ingress states it.
@@ -25,6 +30,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
             listen_internal: None,
+            server: server::Options { connection_window: 4 << 20, ..server::Options::default() },
             ingress_class: "ember.ingress.networking.knative.dev".to_owned(),
             service_host: "ember-gateway.knative-serving.svc.cluster.local".to_owned(),
             activator_service: "activator-service".to_owned(),

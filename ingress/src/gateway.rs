@@ -66,10 +66,6 @@ impl Gateway {
 
 impl Handler for Gateway {
     async fn handle(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
-        // Routed by one and served by another, a second Host could reach what the first hides.
-        if request.headers().get_all(http::header::HOST).iter().nth(1).is_some() {
-            return http_error(StatusCode::BAD_REQUEST, "400 Bad Request: too many Host headers");
-        }
         let Some((paths, index)) = self.route(&request) else {
             return http_error(StatusCode::NOT_FOUND, "no service is known by this host");
         };

@@ -89,8 +89,8 @@ async fn listen(
     for (listener, visibility) in listeners {
         let (workers, drain, io) = (workers.clone(), drain.clone(), io.clone());
         let (table, activator) = (Arc::clone(&table), publisher.activator());
+        let options = config.server.clone();
         serving.push(tokio::spawn(async move {
-            let options = server::Options::default();
             server::serve(listener, &workers, &options, &drain, |_worker| {
                 let options =
                     pool::Options { ping_interval: Some(PING_INTERVAL), ..pool::Options::default() };

@@ -346,7 +346,30 @@ async fn internal_headers_of_clients_do_not_pass_and_the_hash_is_filled_in() {
     assert_eq!(seen["k-network-hash"], "mine");
     assert_eq!(seen["traceparent"], "00-1-2-03");
 
-    assert_eq!(client.get(HOST, &[("host", LOCAL_HOST)]).await.status, StatusCode::BAD_REQUEST);
+    // Nor does a client get rid of what the gateway says by naming it as its own hop's.
+    let named = [
+        ("connection", "knative-serving-revision, knative-serving-namespace, x-forwarded-proto"),
+        ("connection", "x-forwarded-for, host, x-mine"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-mine", "1"),
+    ];
+    assert_eq!(client.get(HOST, &named).await.status, StatusCode::OK);
+    let seen = pod.last();
+    assert_eq!(
+        (&seen["knative-serving-revision"], &seen["knative-serving-namespace"]),
+        (&"rev".parse().unwrap(), &"ns".parse().unwrap())
+    );
+    assert_eq!(
+        (&seen["x-forwarded-proto"], &seen["host"]),
+        (&"http".parse().unwrap(), &HOST.parse().unwrap())
+    );
+    assert_eq!(seen["x-forwarded-for"], "192.0.2.1, 127.0.0.1");
+    assert!(!seen.contains_key("x-mine"));
+
+    // Such a request ends the connection, too.
+    let mut two = world.outside().await;
+    assert_eq!(two.get(HOST, &[("host", LOCAL_HOST)]).await.status, StatusCode::BAD_REQUEST);
+    assert!(two.0.ready().await.is_err());
 
     client.get(HOST, &[("k-network-probe", "probe"), ("k-network-hash", "override")]).await;
     let seen = pod.last();

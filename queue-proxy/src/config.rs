@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ember_dataplane::port;
+use ember_dataplane::server;
 use ember_dataplane::timeout::Timeouts;
 use ember_dataplane::tls::{InvalidSetting, Settings};
+use ember_telemetry::request_log::Output;
 
 use crate::observability::{self, Observability};
 use crate::readiness::spec::{self, Probe};
@@ -63,6 +65,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Where the app listens. Default 127.0.0.1.
     pub app_host: IpAddr,
+    /// Limits of what clients may do, on every port. Safe by default.
+    pub server: server::Options,
     /// Port of `/wait-for-drain`. 8022.
     pub admin_port: u16,
     /// Port of the statistics for the autoscaler. 9090.
@@ -81,6 +85,8 @@ pub struct Config {
     /// How long a request that the app has not seen waits for an app that does not listen, because it is being
     /// started again. Zero: 502 at once, as upstream.
     pub app_absence: Duration,
+    /// Where the request log goes; `None`: to the process's standard output.
+    pub request_log_output: Option<Output>,
 }
 
 /// The environment does not make a configuration.
@@ -187,9 +193,14 @@ fn parse_int(text: &str) -> Result<i64, String> {
     Ok(if negative { -number } else { number })
 }
 
+/// Seconds; none at all if negative, and no more than can be added to the time of day.
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(u32::MAX.into()))
+}
+
 /// Seconds that switch a timer on, if there are any.
-fn positive_seconds(seconds: i64) -> Option<Duration> {
-    u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+fn positive_seconds(given: i64) -> Option<Duration> {
+    Some(seconds(given)).filter(|after| !after.is_zero())
 }
 
 impl Config {
@@ -199,8 +210,7 @@ impl Config {
     /// The first variable that is missing or does not parse.
     pub fn from_env(env: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let env = Env(env.into_iter().collect());
-        let total =
-            Duration::from_secs(u64::try_from(env.required_int("REVISION_TIMEOUT_SECONDS")?).unwrap_or(0));
+        let total = seconds(env.required_int("REVISION_TIMEOUT_SECONDS")?);
         let probes = env.text("SERVING_READINESS_PROBE");
         let several = env.boolean("ENABLE_MULTI_CONTAINER_PROBES")?;
         let readiness_probes = spec::decode(&probes, several)
@@ -239,6 +249,7 @@ impl Config {
             certificate_period: Duration::from_secs(60),
             bind: Ipv6Addr::UNSPECIFIED.into(),
             app_host: Ipv4Addr::LOCALHOST.into(),
+            server: server::Options::default(),
             admin_port: port::ADMIN,
             stat_port: port::AUTOSCALING_METRICS,
             stat_period: Duration::from_secs(1),
@@ -247,12 +258,15 @@ impl Config {
             drain_upgraded_timeout: Duration::from_secs(60),
             drain_reset_after: Duration::from_secs(1),
             app_absence: Duration::ZERO,
+            request_log_output: None,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const REQUIRED: [&str; 12] = [
@@ -380,6 +394,43 @@ mod tests {
         ] {
             let error = with(name, "{]").unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn integers_are_read_as_they_are_written(number in any::<i64>()) {
+            let size = number.unsigned_abs();
+            let sign = if number < 0 { "-" } else { "" };
+            if number > i64::MIN {
+                for text in [
+                    format!("{sign}{size}"),
+                    format!("{sign}0x{size:x}"),
+                    format!("{sign}0X{size:X}"),
+                    format!("{sign}0o{size:o}"),
+                    format!("{sign}0{size:o}"),
+                    format!("{sign}0b{size:b}"),
+                ] {
+                    prop_assert_eq!(parse_int(&text), Ok(number), "{}", text);
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_integer_or_an_error(text in prop_oneof![".*", "[+-]{0,2}0?[xXoObB]?[0-9a-fA-F_]{0,20}"]) {
+            if let Ok(number) = parse_int(&text) {
+                prop_assert!(text.is_ascii());
+                prop_assert_eq!(number < 0, text.starts_with('-') && number != 0);
+            }
+        }
+
+        #[test]
+        fn any_number_of_seconds_is_a_time(given in any::<i64>()) {
+            for name in ["REVISION_TIMEOUT_SECONDS", "REVISION_IDLE_TIMEOUT_SECONDS"] {
+                let config = with(name, &given.to_string()).unwrap();
+                prop_assert!(config.timeouts.start().next(None).is_some());
+                let _ = tokio::time::Instant::now() + config.drain_timeout;
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ mod observation;
 pub mod readiness;
 mod reporter;
 mod request;
+mod request_log;
 mod request_metrics;
 mod resource;
 mod route_tag;
@@ -99,7 +100,7 @@ pub async fn run(
     let stop_probing = CancellationToken::new();
     let _abort = AbortOnDrop(vec![data.clone(), streams.clone(), side.clone()], stop_probing.clone());
     let workers = Workers::current();
-    let options = Options::default();
+    let options = config.server.clone();
 
     let certificate = match &config.certificate_directory {
         Some(directory) => Certificate::load(directory, &config.tls_settings).await?,
@@ -157,6 +158,7 @@ pub async fn run(
         observer,
         readiness: prober.clone(),
         quiet: quiet.clone(),
+        request_log: request_log::Log::new(&config),
     });
     let admin = Admin {
         quiet: quiet.clone(),

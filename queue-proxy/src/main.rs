@@ -1,13 +1,18 @@
 //! The `queue-proxy` container: environment in, one runtime, SIGTERM drains.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ember_dataplane::io::Io;
 use ember_queue_proxy::Config;
 use ember_telemetry::logs;
+use ember_telemetry::request_log::Output;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How long the last requests may take to be logged.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match start() {
@@ -28,7 +33,9 @@ fn start() -> anyhow::Result<()> {
         _ => "info".to_owned(),
     };
     logs::init(logs::Format::Json, &level)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
+    let ended = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config));
+    Output::flush_stdout(LAST_LINES);
+    ended
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -55,8 +55,8 @@ pub struct Observability {
     pub enable_request_log: bool,
     /// Whether probes are logged too.
     pub enable_probe_request_log: bool,
-    /// Go template of a line of that log.
-    pub request_log_template: String,
+    /// Go template of a line of that log, if not Knative's own; empty: no log.
+    pub request_log_template: Option<String>,
 }
 
 impl Observability {
@@ -104,7 +104,7 @@ struct Document {
     runtime: Runtime,
     enablerequestlog: bool,
     enableproberequestlog: bool,
-    requestlogtemplate: String,
+    requestlogtemplate: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -213,6 +213,8 @@ fn lower_keys(value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(json: &str, host: Option<&str>, port: Option<&str>) -> Result<Observability, String> {
@@ -292,5 +294,38 @@ mod tests {
         assert!(parse(r#"{"tracing":{"protocol":"zipkin"}}"#, None, None).is_err());
         assert!(parse(r#"{"metrics":{"protocol":"statsd"}}"#, None, None).is_ok(), "not the sidecar's");
         assert!(parse("[", None, None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn an_endpoint_is_an_address_and_a_port_or_an_error(
+            endpoint in prop_oneof![".{0,20}", r"[0-9a-f.:\[\]]{0,20}(:[0-9]{0,6})?", "[0-9]{1,6}"],
+            host in prop::option::of(prop_oneof![".{0,12}", "[0-9.:]{0,12}"]),
+            port in prop::option::of("-?[0-9]{0,6}"),
+        ) {
+            let json =
+                serde_json::json!({"requestMetrics": {"protocol": "prometheus", "endpoint": endpoint}}).to_string();
+            if let Ok(settings) = parse(&json, host.as_deref(), port.as_deref()) {
+                prop_assert_eq!(settings.request_metrics, MetricsProtocol::Prometheus);
+                prop_assert!(settings.port() >= 1024);
+                if let Some(host) = host {
+                    prop_assert_eq!(settings.prometheus_host.map(|ip| ip.to_string()).is_none(), host.is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_settings_or_an_error(json in prop_oneof![
+            ".*",
+            r#"\{("(requestMetrics|REQUESTMETRICS|tracing|enableRequestLog|x)":(\{("(protocol|endpoint)":"[a-z/]{0,9}")?\}|true|1|null),?){0,4}\}"#,
+        ]) {
+            let _ = parse(&json, None, None);
+        }
+    }
+
+    #[test]
+    fn depth_has_a_limit() {
+        assert!(parse(&"[".repeat(100_000), None, None).is_err());
+        assert!(parse(&r#"{"a":"#.repeat(100_000), None, None).is_err());
     }
 }

@@ -22,6 +22,7 @@ use crate::forwarded;
 use crate::observation::{Observation, Observer};
 use crate::readiness::Readiness;
 use crate::reporter::Reporter;
+use crate::request_log;
 
 /// Body of the 504, and what is appended to a response that is cut.
 const TIMEOUT_TEXT: &str = "request timeout";
@@ -39,10 +40,22 @@ pub(crate) struct Data {
     pub(crate) observer: Observer,
     pub(crate) readiness: Readiness,
     pub(crate) quiet: Quiet,
+    pub(crate) request_log: Option<request_log::Log>,
 }
 
 impl Handler for Data {
-    async fn handle(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
+    async fn handle(&self, request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
+        let record = self.request_log.as_ref().and_then(|log| log.begin(&request, conn));
+        let mut response = self.serve(request, conn).await;
+        if let Some(record) = record {
+            request_log::answered(record, &mut response);
+        }
+        response
+    }
+}
+
+impl Data {
+    async fn serve(&self, mut request: Request<Body>, conn: &Arc<Conn>) -> Response<Body> {
         if let Some(answer) = self.answer_probe(request.headers()).await {
             return answer;
         }

@@ -177,12 +177,15 @@ impl ContainerName {
     fn render(&self, parent: &ObjectMeta) -> Result<String, crate::template::TemplateError> {
         match self {
             Self::Fixed(name) => Ok((*name).to_owned()),
-            Self::Template(template) => template.render(parent),
+            Self::Template(template) => template.render(&Parent(parent)),
         }
     }
 }
 
-impl Fields for ObjectMeta {
+/// What a container name's template is applied to: the metadata of the object that holds the container.
+struct Parent<'a>(&'a ObjectMeta);
+
+impl Fields for Parent<'_> {
     fn type_name(&self) -> &'static str {
         "v1.ObjectMeta"
     }
@@ -191,15 +194,15 @@ impl Fields for ObjectMeta {
         static EMPTY: BTreeMap<String, String> = BTreeMap::new();
         let text = |text: &'_ Option<String>| Value::Text(Cow::Owned(text.clone().unwrap_or_default()));
         Some(match name {
-            "Name" => text(&self.name),
-            "GenerateName" => text(&self.generate_name),
-            "Namespace" => text(&self.namespace),
-            "UID" => text(&self.uid),
-            "ResourceVersion" => text(&self.resource_version),
-            "SelfLink" => text(&self.self_link),
-            "Generation" => Value::Int(self.generation.unwrap_or_default()),
-            "Labels" => Value::Map(self.labels.as_ref().unwrap_or(&EMPTY)),
-            "Annotations" => Value::Map(self.annotations.as_ref().unwrap_or(&EMPTY)),
+            "Name" => text(&self.0.name),
+            "GenerateName" => text(&self.0.generate_name),
+            "Namespace" => text(&self.0.namespace),
+            "UID" => text(&self.0.uid),
+            "ResourceVersion" => text(&self.0.resource_version),
+            "SelfLink" => text(&self.0.self_link),
+            "Generation" => Value::Int(self.0.generation.unwrap_or_default()),
+            "Labels" => Value::Map(self.0.labels.as_ref().unwrap_or(&EMPTY)),
+            "Annotations" => Value::Map(self.0.annotations.as_ref().unwrap_or(&EMPTY)),
             _ => return None,
         })
     }

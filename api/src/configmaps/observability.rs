@@ -14,7 +14,7 @@ use crate::template::Template;
 pub const NAME: &str = "config-observability";
 
 /// The request log line unless the ConfigMap has another.
-pub const DEFAULT_REQUEST_LOG_TEMPLATE: &str = r#"{"httpRequest": {"requestMethod": "{{.Request.Method}}", "requestUrl": "{{js .Request.RequestURI}}", "requestSize": "{{.Request.ContentLength}}", "status": {{.Response.Code}}, "responseSize": "{{.Response.Size}}", "userAgent": "{{js .Request.UserAgent}}", "remoteIp": "{{js .Request.RemoteAddr}}", "serverIp": "{{.Revision.PodIP}}", "referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", "protocol": "{{.Request.Proto}}"}, "traceId": "{{.TraceID}}"}"#;
+pub const DEFAULT_REQUEST_LOG_TEMPLATE: &str = ember_template::DEFAULT_REQUEST_LOG;
 
 /// Where metrics go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,13 +2,15 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -18,20 +20,14 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use super::{Conn, Handler, Options, ServerStream, UPGRADED, answer};
+use super::{Conn, Handler, MORE, NOTHING, Options, SAME, ServerStream, Stall, UPGRADED, answer};
+use crate::body::{self, Body};
 use crate::error;
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Enough for most heads: what was read to tell the protocol is copied, not read again.
 const FIRST_READ: usize = 4 << 10;
-/// What is buffered of a response for a slow client, in bytes.
-const SEND_BUFFER: usize = 64 << 10;
-/// Streams that clients have reset before they were looked at; more is an attack.
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams that had to be reset for a client's errors; more is an attack.
-const MAX_ERROR_RESETS: usize = 1024;
-
 /// Whether the client speaks HTTP/2. What was read stays to be read.
 pub(super) async fn detect(stream: &mut ServerStream) -> io::Result<bool> {
     let mut seen = BytesMut::with_capacity(FIRST_READ);
@@ -58,7 +54,11 @@ pub(super) async fn serve<H: Handler>(
     // Heads are not timed any more: what is between them is none of the stream's business.
     conn.phase.store(UPGRADED, Ordering::Relaxed);
     let drain = conn.drain.clone();
-    let streams = Streams { starting: Arc::default(), tasks: drain.tasks().clone() };
+    let streams = Streams {
+        starting: Arc::default(),
+        tasks: drain.tasks().clone(),
+        stall_timeout: options.stall_timeout,
+    };
     let leave = Arc::new(Notify::new());
     let service = service_fn(|request: Request<Incoming>| {
         let conn = Arc::new(conn.for_stream());
@@ -67,26 +67,26 @@ pub(super) async fn serve<H: Handler>(
         let max_headers = options.max_headers;
         async move {
             if request.headers().len() > max_headers {
-                return Ok(error::status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+                let refusal = error::status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+                return Ok(refusal.map(|body| Sent { body, conn }));
             }
             let response = answer(request, &conn, &*handler).await;
             if conn.drain.is_announced() {
                 leave.notify_one();
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| Sent { body, conn }))
         }
     });
     let serving = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.max_streams)
         .initial_stream_window_size(options.stream_window)
-        .initial_connection_window_size(
-            options.stream_window.saturating_mul(options.max_streams).min(i32::MAX as u32),
-        )
+        .initial_connection_window_size(options.connection_window.min(i32::MAX as u32))
+        .header_table_size(options.header_table_size)
         .max_header_list_size(u32::try_from(options.max_header_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .max_send_buf_size(options.send_buffer)
+        .max_pending_accept_reset_streams(options.max_pending_resets)
+        .max_local_error_reset_streams(options.max_error_resets)
         .keep_alive_interval(options.ping_interval)
         .keep_alive_timeout(options.ping_timeout)
         .serve_connection(TokioIo::new(stream), service);
@@ -121,6 +121,7 @@ struct Streams {
     /// The stream whose task comes next.
     starting: Arc<Mutex<Option<Arc<Conn>>>>,
     tasks: TaskTracker,
+    stall_timeout: Duration,
 }
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -130,16 +131,58 @@ where
 {
     fn execute(&self, task: F) {
         let conn = self.starting.lock().take();
+        let mut stall = Stall::new(self.stall_timeout);
         // They end with the connection, which tells them that their stream is gone.
         self.tasks.spawn(async move {
             let mut task = pin!(task);
             let mut cut = None;
             std::future::poll_fn(|cx| match (task.as_mut().poll(cx), &conn) {
                 (Poll::Ready(_), _) => Poll::Ready(()),
-                (Poll::Pending, Some(conn)) => conn.poll_cut(&mut cut, cx),
+                (Poll::Pending, Some(conn)) => {
+                    let cut = conn.poll_cut(&mut cut, cx);
+                    let owed = conn.owed.load(Ordering::Relaxed);
+                    if owed != SAME {
+                        stall.clear();
+                    }
+                    if owed == NOTHING || cut.is_ready() {
+                        return cut;
+                    }
+                    conn.owed.store(SAME, Ordering::Relaxed);
+                    stall.poll(cx)
+                }
                 (Poll::Pending, None) => Poll::Pending,
             })
             .await;
         });
+    }
+}
+
+/// A response on its way. It is asked for more only when the client has room for it: from one part to the next it is
+/// the client that is waited for.
+struct Sent {
+    body: Body,
+    conn: Arc<Conn>,
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = body::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let owed = if polled.is_ready() { MORE } else { NOTHING };
+        self.conn.owed.store(owed, Ordering::Relaxed);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

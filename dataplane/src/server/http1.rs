@@ -17,10 +17,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep};
 
-use super::{Conn, HEAD, Handler, IDLE, Options, ServerStream, answer};
+use crate::protocol::INLINE_HEADERS;
 
-/// What hyper keeps on the stack; other limits cost allocations with each request.
-const INLINE_HEADERS: usize = 100;
+use super::{Conn, HEAD, Handler, IDLE, Options, ServerStream, answer};
 
 /// Serves a connection to its end.
 pub(super) async fn serve<H: Handler>(
@@ -57,7 +56,8 @@ async fn requests<H: Handler>(
     });
     let mut builder = http1::Builder::new();
     // The stream times heads itself: hyper's timer also runs on idle connections, which have to stay open.
-    builder.header_read_timeout(None).max_buf_size(options.max_header_bytes.max(8192));
+    let most = options.max_header_bytes;
+    builder.header_read_timeout(None).max_buf_size(most.max(8192)).max_header_size(most);
     if options.max_headers != INLINE_HEADERS {
         builder.max_headers(options.max_headers);
     }

@@ -37,6 +37,15 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// Clones of one are equal.
+impl PartialEq for Server {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.current, &other.current)
+    }
+}
+
+impl Eq for Server {}
+
 impl Server {
     /// A server that proves itself with `pair`.
     ///

@@ -201,6 +201,8 @@ impl Document {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -258,5 +260,73 @@ mod tests {
         assert!(decode("[]", false).is_err());
         assert!(decode(r#"{"tcpSocket":{"port":"http"}}"#, false).is_err());
         assert!(decode(r#"{"tcpSocket":{"port":70000}}"#, false).is_err());
+    }
+
+    fn json() -> impl Strategy<Value = String> {
+        let known = prop_oneof![
+            Just("httpGet"),
+            Just("tcpSocket"),
+            Just("grpc"),
+            Just("exec"),
+            Just("port"),
+            Just("host"),
+            Just("path"),
+            Just("scheme"),
+            Just("httpHeaders"),
+            Just("name"),
+            Just("service"),
+            Just("periodSeconds"),
+            Just("timeoutSeconds"),
+            Just("successThreshold"),
+            Just("failureThreshold"),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (0..70_000u32).prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+            "-?[0-9]{1,6}".prop_map(Value::from),
+        ];
+        let value = leaf.prop_recursive(4, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(known.clone().prop_map(str::to_owned), inner, 0..5)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        });
+        prop_oneof![3 => value.prop_map(|value| value.to_string()), 1 => ".*"]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_a_probe_can_be_tried(json in json(), several in any::<bool>()) {
+            for probe in decode(&json, several).unwrap_or_default() {
+                prop_assert!(probe.timeout_seconds >= 1 && probe.success_threshold >= 1);
+                prop_assert!(probe.failure_threshold >= 1 && probe.period() >= Duration::from_secs(1));
+                let _ = tokio::time::Instant::now() + probe.timeout();
+                if let Action::Http { path, .. } = probe.action {
+                    prop_assert!(path.starts_with('/'));
+                }
+            }
+        }
+
+        #[test]
+        fn a_list_is_read_as_its_elements(values in prop::collection::vec(json(), 0..4)) {
+            let valid: Vec<_> = values.iter().filter_map(|json| decode(json, false).ok()).collect();
+            if valid.len() == values.len() && values.iter().all(|json| !json.is_empty()) {
+                let list = format!("[{}]", values.join(","));
+                prop_assert_eq!(decode(&list, true), Ok(valid.concat()));
+            }
+        }
+    }
+
+    #[test]
+    fn depth_has_a_limit() {
+        for open in ["[", r#"{"httpGet":"#] {
+            assert!(decode(&open.repeat(100_000), true).is_err());
+            assert!(decode(&open.repeat(100_000), false).is_err());
+        }
     }
 }
