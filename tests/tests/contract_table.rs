@@ -1,5 +1,7 @@
 //! What `docs/data-plane-contract.md` says is tested, is: every test it names is there, and no statement is named twice.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
