@@ -84,7 +84,7 @@ impl Handler for Activation {
             return answer;
         }
         let (namespace, name) = self.target(&request);
-        let Some(revision) = self.shared.registry.get(&namespace, &name) else { return not_found(&name) };
+        let Some(revision) = self.shared.registry.get(namespace, name) else { return not_found(name) };
         let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
         let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
@@ -141,8 +141,8 @@ impl Activation {
     }
 
     /// Namespace and name of the revision: from the headers, else from a host `name.namespace.svc.<cluster domain>`.
-    fn target(&self, request: &Request<Body>) -> (String, String) {
-        let text = |name: HeaderName| {
+    fn target<'a>(&self, request: &'a Request<Body>) -> (&'a str, &'a str) {
+        let text = |name: HeaderName| -> &'a str {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
         };
         let (namespace, name) = (text(header::NAMESPACE), text(header::REVISION));
@@ -155,10 +155,10 @@ impl Activation {
             if let Some((name, namespace)) = suffix.and_then(|h| h.split_once('.'))
                 && !namespace.contains('.')
             {
-                return (namespace.to_owned(), name.to_owned());
+                return (namespace, name);
             }
         }
-        (namespace.to_owned(), name.to_owned())
+        (namespace, name)
     }
 
     /// Waits for a pod and forwards. A request that may be repeated goes back to the head of the queue, and its pod

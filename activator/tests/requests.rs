@@ -18,6 +18,7 @@ use kube::api::DeleteParams;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use world::*;
 
@@ -204,4 +205,48 @@ async fn probes_are_answered_without_waking_anything() {
     assert_eq!(text, "unexpected probe header value: \"&#34;&lt;queue&gt;\"\n");
     assert!(world.reports.try_recv().is_err());
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_come_and_go_without_an_error() {
+    for concurrency in [0, 2] {
+        let world = World::start(json!({"containerConcurrency": concurrency}), |_| {}).await;
+        let stop = CancellationToken::new();
+        let clients: Vec<_> = ["", " post", "", " post"]
+            .into_iter()
+            .map(|body| {
+                let (addr, stop) = (world.addr, stop.clone());
+                tokio::spawn(async move {
+                    while !stop.is_cancelled() {
+                        let (status, text) = exchange(addr, "/", &OF_REV, body).await;
+                        assert_eq!(status, StatusCode::OK, "{text}");
+                    }
+                })
+            })
+            .collect();
+        let mut old = Pod::start("first").await;
+        world.pods(&[], &[&old]).await;
+        for _ in 0..5 {
+            let new = Pod::start("next").await;
+            world.pods(&[&old], &[&new]).await;
+            eventually("the new pod to be used", async || (!new.paths().is_empty()).then_some(())).await;
+            world.pods(&[&new], &[&old]).await;
+            world.pods(&[&new], &[]).await;
+            // Those that go end when nobody sends them anything any more.
+            eventually("the old pod to be left alone", async || {
+                let (before, others) = (old.paths().len(), new.paths().len());
+                eventually("other requests", async || (new.paths().len() >= others + 20).then_some(())).await;
+                let idle = old.in_flight.load(Ordering::SeqCst) == 0 && old.paths().len() == before;
+                idle.then_some(())
+            })
+            .await;
+            old.kill().await;
+            old = new;
+        }
+        stop.cancel();
+        for client in clients {
+            soon("a client", client).await.unwrap();
+        }
+        world.stop().await;
+    }
 }

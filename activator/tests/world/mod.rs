@@ -4,9 +4,10 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(unreachable_pub, missing_docs, reason = "for tests only")]
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,8 +24,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace};
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Service};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -59,15 +60,18 @@ pub async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
     }
 }
 
-/// The machine's network; remembers where the activator listens.
+/// Where metrics are served: another address, so that they are told from requests.
+const METRICS: [u8; 4] = [127, 0, 0, 2];
+
+/// The machine's network; remembers where the activator listens, by the address it asked for.
 #[derive(Default)]
-pub struct TestNetwork(Mutex<Option<SocketAddr>>);
+pub struct TestNetwork(Mutex<HashMap<IpAddr, SocketAddr>>);
 
 impl Network for TestNetwork {
     fn listen<'a>(&'a self, addr: SocketAddr) -> BoxFuture<'a, std::io::Result<Listener>> {
         Box::pin(async move {
             let listener = SystemNetwork.listen(addr).await?;
-            *self.0.lock() = Some(listener.local_addr()?);
+            self.0.lock().insert(addr.ip(), listener.local_addr()?);
             Ok(listener)
         })
     }
@@ -92,11 +96,17 @@ pub async fn autoscaler(listener: TcpListener, reports: mpsc::UnboundedSender<Wi
     }
 }
 
-/// A pod's queue-proxy: answers probes, and requests with its name. Requests for `/hold` wait for a permit.
+/// A pod's queue-proxy: answers probes, and requests with its name. Requests for `/hold` wait for a permit, those for
+/// `/work/N` take N milliseconds.
 pub struct Pod {
     pub name: &'static str,
     pub addr: SocketAddr,
     pub seen: Mutex<Vec<(String, HeaderMap)>>,
+    /// The status probes are answered with; 200 unless said.
+    pub probe_status: AtomicU16,
+    pub probes: Mutex<Vec<HeaderMap>>,
+    /// When each `/work` began and ended.
+    pub work: Mutex<Vec<(Instant, Instant)>>,
     pub permits: Semaphore,
     pub in_flight: AtomicUsize,
     pub most: AtomicUsize,
@@ -111,6 +121,9 @@ impl Pod {
             name,
             addr: listener.local_addr().unwrap(),
             seen: Mutex::default(),
+            probe_status: AtomicU16::new(200),
+            probes: Mutex::default(),
+            work: Mutex::default(),
             permits: Semaphore::new(0),
             in_flight: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
@@ -147,15 +160,24 @@ impl Pod {
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.headers().get("k-network-probe").is_some_and(|probe| probe == "queue") {
             assert_eq!(request.headers()["user-agent"], "Knative-Activator-Probe");
-            return Response::new(Full::from("queue"));
+            self.probes.lock().push(request.headers().clone());
+            let status = StatusCode::from_u16(self.probe_status.load(Ordering::SeqCst)).unwrap();
+            let body = if status == StatusCode::OK { "queue" } else { "" };
+            return Response::builder().status(status).body(Full::from(body)).unwrap();
         }
         self.seen.lock().push((request.uri().path().to_owned(), request.headers().clone()));
         let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
+        let began = Instant::now();
         let hold = request.uri().path() == "/hold";
+        let work = request.uri().path().strip_prefix("/work/").map(|millis| millis.parse().unwrap());
         let body = request.into_body().collect().await.unwrap().to_bytes();
         if hold {
             self.permits.acquire().await.unwrap().forget();
+        }
+        if let Some(millis) = work {
+            tokio::time::sleep_until(began + Duration::from_millis(millis)).await;
+            self.work.lock().push((began, Instant::now()));
         }
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
         Response::new(Full::from(format!("{}{}", self.name, String::from_utf8_lossy(&body))))
@@ -176,6 +198,7 @@ impl Pod {
 pub struct World {
     pub client: Client,
     pub addr: SocketAddr,
+    pub metrics: SocketAddr,
     pub reports: mpsc::UnboundedReceiver<WireStatMessage>,
     pub shutdown: CancellationToken,
     pub activator: JoinHandle<Result<(), ember_activator::Error>>,
@@ -188,7 +211,12 @@ pub struct World {
 
 impl World {
     /// A running activator that knows a revision `rev` of that spec.
-    pub async fn start(mut spec: Value, adapt: impl FnOnce(&mut Config)) -> Self {
+    pub async fn start(spec: Value, adapt: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(&json!({}), spec, adapt).await
+    }
+
+    /// The same where `config-network` says that.
+    pub async fn start_in(network: &Value, mut spec: Value, adapt: impl FnOnce(&mut Config)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
         let client = server.client();
@@ -196,10 +224,15 @@ impl World {
             let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
             Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
         }
-        let network: ConfigMap =
-            serde_json::from_value(json!({"metadata": {"name": "config-network"}})).unwrap();
-        let maps = Api::namespaced(client.clone(), "knative-serving");
-        maps.create(&PostParams::default(), &network).await.unwrap();
+        let observability = json!({
+            "metrics-protocol": "prometheus", "activator-server-timing": "true",
+        });
+        for (name, data) in [("config-network", network), ("config-observability", &observability)] {
+            let map: ConfigMap =
+                serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
+            let maps = Api::namespaced(client.clone(), "knative-serving");
+            maps.create(&PostParams::default(), &map).await.unwrap();
+        }
         spec["containers"] = json!([{"name": "user-container", "image": "dev.local/host"}]);
         create_revision(&client, &spec).await;
 
@@ -208,6 +241,7 @@ impl World {
         let mut config = Config {
             bind: [127, 0, 0, 1].into(),
             ports: vec![0],
+            metrics: (METRICS, 0).into(),
             autoscaler: ("127.0.0.1".to_owned(), autoscaler_addr.port()),
             first_reconnect: Duration::from_millis(5),
             report_interval: NEVER,
@@ -223,10 +257,16 @@ impl World {
         let (workers, shutdown) = (Workers::start(2).unwrap(), CancellationToken::new());
         let activator =
             tokio::spawn(ember_activator::run(config, io, client.clone(), workers.clone(), shutdown.clone()));
-        let addr = eventually("the activator to listen", async || *network.0.lock()).await;
+        let listening = |ip: IpAddr| {
+            let network = Arc::clone(&network);
+            async move { eventually("the activator to listen", async || network.0.lock().get(&ip).copied()).await }
+        };
+        let addr = listening([127, 0, 0, 1].into()).await;
+        let metrics = listening(METRICS.into()).await;
         let world = Self {
             client,
             addr,
+            metrics,
             reports,
             shutdown,
             activator,
@@ -284,6 +324,102 @@ impl World {
         }
     }
 
+    /// Changes a ConfigMap of the system namespace.
+    pub async fn configure(&self, name: &str, data: &Value) {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), "knative-serving");
+        let patch = Patch::Merge(json!({"data": data}));
+        maps.patch(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// The revision's public Endpoints: that these addresses answer for it, on a port of that name.
+    pub async fn public(&self, ips: &[&str], port_name: &str) {
+        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        let object = json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": "rev", "labels": {
+                "serving.knative.dev/revision": "rev",
+                "networking.internal.knative.dev/serviceType": "Public",
+            }},
+            "subsets": [{"addresses": addresses, "ports": [{"name": port_name, "port": 8012}]}],
+        });
+        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), "ns");
+        let object: Endpoints = serde_json::from_value(object).unwrap();
+        match api.get_opt("rev").await.unwrap() {
+            None => drop(api.create(&PostParams::default(), &object).await.unwrap()),
+            Some(old) => {
+                let mut next = object;
+                next.metadata.resource_version = old.resource_version();
+                api.replace("rev", &PostParams::default(), &next).await.unwrap();
+            }
+        }
+    }
+
+    /// The revision's private Service, with the address of what stands for it.
+    pub async fn service(&self, to: SocketAddr) {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "rev-private", "labels": {
+                "serving.knative.dev/revision": "rev",
+                "networking.internal.knative.dev/serviceType": "Private",
+            }},
+            "spec": {"clusterIP": to.ip(), "ports": [
+                {"name": "other", "port": 1}, {"name": "http", "port": to.port()},
+            ]},
+        }))
+        .unwrap();
+        Api::namespaced(self.client.clone(), "ns").create(&PostParams::default(), &service).await.unwrap();
+    }
+
+    /// What Prometheus would read.
+    pub async fn scrape(&self) -> String {
+        let (status, text) = exchange(self.metrics, "/metrics", &[], "").await;
+        assert_eq!(status, StatusCode::OK);
+        text
+    }
+
+    /// The value of the series of that name whose labels include these, if there is one.
+    pub async fn sample(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let text = self.scrape().await;
+        let line = text.lines().find(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
+                && labels.iter().all(|label| line.contains(label))
+        })?;
+        Some(line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// Waits until so many requests are queued and active.
+    pub async fn until_held(&self, queued: f64, active: f64) {
+        let revision = [r#"kn_revision_name="rev""#];
+        eventually("the counts of queued and active requests", async || {
+            let now = (
+                self.sample("kn_revision_request_queued", &revision).await,
+                self.sample("kn_revision_request_active", &revision).await,
+            );
+            (now == (Some(queued), Some(active))).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a request finds no pod, which is returned.
+    pub async fn until_cold(&self) -> JoinHandle<(StatusCode, String)> {
+        eventually("no pod to be in use", async || {
+            let request = self.spawn("/", "");
+            let held = async {
+                loop {
+                    let queued = self.sample("kn_revision_request_queued", &[r#"kn_revision_name="rev""#]);
+                    if queued.await == Some(1.0) {
+                        return;
+                    }
+                }
+            };
+            let cold = tokio::select! {
+                () = held => true,
+                () = async { while !request.is_finished() { tokio::task::yield_now().await } } => false,
+            };
+            cold.then_some(request)
+        })
+        .await
+    }
+
     /// A request as the gateway sends it, on a connection of its own; dropping the future closes it.
     pub async fn request(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (StatusCode, String) {
         exchange(self.addr, path, headers, body).await
@@ -333,6 +469,12 @@ pub async fn exchange(
     headers: &[(&str, &str)],
     body: &str,
 ) -> (StatusCode, String) {
+    let response = respond(addr, path, headers, body).await;
+    (response.status(), response.into_body())
+}
+
+/// The whole answer to a request on a connection of its own.
+pub async fn respond(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Response<String> {
     let stream = TcpStream::connect(addr).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
@@ -344,9 +486,9 @@ pub async fn exchange(
     let request = request.body(Full::from(body.to_owned())).unwrap();
     let answer = async {
         let response = sender.send_request(request).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Response::from_parts(parts, String::from_utf8(body.to_vec()).unwrap())
     };
     // The connection lives in this future, so that it ends with it.
     let mut connection = std::pin::pin!(connection);

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use ember_apiserver::ApiServer;
 use ember_dataplane::io::{Io, SystemClock};
+use ember_dataplane::port;
 use ember_dataplane::worker::Workers;
 use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
@@ -237,6 +238,8 @@ impl Instance {
             // Sidecars have no certificates here, and nothing leaves the machine.
             tls_port: None,
             pod_ip: addresses.activator.to_string(),
+            // Its own address: on others pods have the same port.
+            metrics: SocketAddr::new(addresses.activator, port::AUTOSCALING_METRICS),
             autoscaler: (format!("autoscaler.knative-serving.svc.{CLUSTER_DOMAIN}"), 8080),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
             first_reconnect: Duration::from_millis(5),
