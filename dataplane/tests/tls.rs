@@ -126,7 +126,11 @@ async fn serve(tls: Server, options: Options) -> Running {
         if peers.lock().insert(conn.peer()) {
             connections.fetch_add(1, Ordering::Relaxed);
         }
-        async move { answer(request) }
+        async move {
+            let mut response = answer(request);
+            response.headers_mut().insert("x-parked", conn.parked().into());
+            response
+        }
     });
     tokio::spawn(async move {
         server::serve(listener, &Workers::current(), &options, &drain, |_| Arc::clone(&handler)).await;
@@ -276,6 +280,38 @@ async fn a_silent_handshake_is_cut_and_holds_nobody_up() {
     let mut answer = Vec::new();
     let _ = soon(plain.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_give_up_their_buffers_and_miss_nothing() {
+    let authority = Authority::new();
+    let server = Server::new(authority.pair(&[NAME]), &Settings::default()).unwrap();
+    let server = serve(server, Options { warm_connections: 0, ..Options::default() }).await;
+    let mut stream = handshake(&authority.client(&[V1_3], &[]), server.addr).await.unwrap();
+    let mut answers = String::new();
+    for round in 0.. {
+        assert!(round < 10_000, "never parked");
+        // Two at a time, in one record and in several.
+        let ask = "GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\n\r\n";
+        let (begin, rest) = ask.split_at(if round % 2 == 0 { ask.len() } else { 1 + round % 40 });
+        for part in [begin, rest] {
+            stream.write_all(part.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        answers.clear();
+        while answers.matches("0\r\n\r\n").count() < 2 {
+            let mut bytes = vec![0; 4096];
+            let read = soon(stream.read(&mut bytes)).await.unwrap();
+            assert!(read > 0, "ended after {answers:?}");
+            answers.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+        }
+        if answers.contains("x-parked: 5\r\n") {
+            break;
+        }
+        // Time for it to be idle.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
