@@ -119,7 +119,8 @@ impl Observer {
             extra: tag,
         };
         let received = (!request.body().is_end_stream()).then(|| request.body_mut().count());
-        Observation(Some(Active {
+        // Boxed: where nothing is asked for, a request's futures are not to carry its size.
+        Observation(Some(Box::new(Active {
             metrics: self.metrics.clone(),
             probe,
             observed,
@@ -130,13 +131,13 @@ impl Observer {
             received,
             sent: None,
             spans,
-        }))
+        })))
     }
 }
 
 /// Follows one request. Nothing, where nothing is asked for.
 #[must_use]
-pub(crate) struct Observation(Option<Active>);
+pub(crate) struct Observation(Option<Box<Active>>);
 
 struct Active {
     metrics: Option<Arc<RequestMetrics>>,

@@ -1,7 +1,7 @@
 //! The metrics of HTTP servers and clients, as OpenTelemetry's conventions name them.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use ::http::{HeaderValue, Method, Version};
@@ -124,7 +124,7 @@ impl Extra for () {
 }
 
 /// One exchange, as cheap to have as to clone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed<X> {
     /// See [`method`].
     pub method: &'static str,
@@ -138,6 +138,19 @@ pub struct Observed<X> {
     pub outcome: Outcome,
     /// The component's labels.
     pub extra: X,
+}
+
+impl<X: Hash> Hash for Observed<X> {
+    /// By what differs most: it is computed for every request.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if let Some(host) = &self.host {
+            state.write(host.as_bytes());
+        }
+        if let Outcome::Status(status) = self.outcome {
+            state.write_u16(status);
+        }
+        self.extra.hash(state);
+    }
 }
 
 impl<X: Extra> Observed<X> {
