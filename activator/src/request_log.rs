@@ -77,3 +77,29 @@ pub(crate) fn answered(mut record: Record, response: &mut Response<Body>) {
     record.answered(response.status(), size);
     response.body_mut().attach(record);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_cannot_be_used_leaves_what_was() {
+        let log = Log::new(&Settings::new(), Some(Output::new(std::io::sink())));
+        let is_on = || log.current.load().is_some();
+        assert!(!is_on(), "off unless asked for");
+        let settings = |on: bool, template: &str| Observability {
+            enable_request_log: on,
+            request_log_template: template.to_owned(),
+            ..Observability::default()
+        };
+        log.apply(&settings(false, "{{.TraceID}}"));
+        assert!(!is_on());
+        log.apply(&settings(true, "{{.TraceID}}"));
+        assert!(is_on());
+        let before = log.current.load_full();
+        log.apply(&settings(true, "{{.TraceID"));
+        assert!(before.zip(log.current.load_full()).is_some_and(|(a, b)| Arc::ptr_eq(&a, &b)));
+        log.apply(&settings(true, ""));
+        assert!(!is_on());
+    }
+}
