@@ -33,9 +33,15 @@ enum Scenario {
     Dataplane(dataplane::Options),
     /// Whether a request is ever lost or repeated while everything under it comes and goes
     Soak(soak::Options),
-    /// The activator by itself, before one pod; what `dataplane` starts
+    /// The activator by itself; what `dataplane` starts
     #[command(hide = true)]
     Activator(dataplane::activator::Options),
+    /// What is around it
+    #[command(hide = true)]
+    Cluster(dataplane::cluster::Options),
+    /// A backend that speaks HTTP/2
+    #[command(hide = true)]
+    App(dataplane::app::Options),
 }
 
 /// The program: parses the command line, runs what it names.
@@ -61,6 +67,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 Scenario::Dataplane(options) => dataplane::run(options).await,
                 Scenario::Soak(options) => soak::run(options).await,
                 Scenario::Activator(options) => dataplane::activator::run(options).await,
+                Scenario::Cluster(options) => dataplane::cluster::run(options).await,
+                Scenario::App(options) => dataplane::app::run(options).await,
             }
         };
         let mut terminate = signal(SignalKind::terminate())?;
