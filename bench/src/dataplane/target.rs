@@ -284,11 +284,17 @@ impl<'a> Site<'a> {
         }
         let mut running = Running { address, processes, start_to_ready: Duration::ZERO };
         loop {
-            if exchange(address, protocol).is_ok_and(|(ok, _)| ok) {
-                running.start_to_ready = start.elapsed();
-                return Ok(running);
+            match exchange(address, protocol) {
+                Ok((true, _)) => {
+                    running.start_to_ready = start.elapsed();
+                    return Ok(running);
+                }
+                // No use to ask again.
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    bail!("what answers does not speak {protocol:?}");
+                }
+                _ => self.stop.check()?,
             }
-            self.stop.check()?;
             if running.processes.iter_mut().any(Process::has_ended) {
                 bail!("it ended before it answered. {}", running.said());
             }

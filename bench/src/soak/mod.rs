@@ -34,9 +34,11 @@ use world::World;
 /// The limits of concurrency a run is made for, in turn.
 const CONCURRENCIES: [u32; 3] = [0, 1, 10];
 
-/// How many requests are under way at most: as many as the queue of a single sidecar takes at a limit of 1, wherever
-/// requests happen to go, since one too many is answered with 503, by contract.
-const CLIENTS: u32 = 11;
+/// How many clients there are at most, each with one request at a time.
+const MOST_CLIENTS: u32 = 24;
+/// How many of them for each request that an app gets at a time: fewer than the queue of a single sidecar takes,
+/// wherever requests happen to go, since one too many is answered with 503, by contract.
+const CLIENTS_FOR_EACH: u32 = 8;
 
 /// What `ember-bench soak` takes.
 #[derive(Debug, Args)]
@@ -61,8 +63,8 @@ pub struct Plan {
     pub length: Duration,
     /// Requests a second.
     pub rate: u32,
-    /// After its SIGTERM, how long a pod waits for a second in which nothing arrives. Longer than routing may take to
-    /// let go of it.
+    /// How long nothing may arrive at a pod that has SIGTERM before it ends: longer than routing may take to let go of
+    /// it.
     pub quiet_period: Duration,
 }
 
@@ -93,10 +95,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 pub async fn soak(plan: Plan) -> anyhow::Result<Row> {
     let world = World::start(plan).await?;
     // Each client sends few requests, so that many are under way when answers take their time.
-    let interval = Duration::from_secs(1).mul_f64(f64::from(CLIENTS) / f64::from(plan.rate));
+    let count = match plan.concurrency {
+        0 => MOST_CLIENTS,
+        limit => (limit * CLIENTS_FOR_EACH).min(MOST_CLIENTS),
+    };
+    let interval = Duration::from_secs(1).mul_f64(f64::from(count) / f64::from(plan.rate));
     let load = Arc::new(Load::new(world.gateway_address, Arc::clone(&world.ledger), interval));
     let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
+    for _ in 0..count {
         clients.spawn(Arc::clone(&load).client());
     }
     turmoil::run(&world, plan.length).await;
