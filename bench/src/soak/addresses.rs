@@ -6,6 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 
+/// The last bytes of the pods' addresses: few enough that new pods soon get those of pods that are gone, as they do on
+/// a node.
+const PODS: std::ops::Range<u8> = 10..50;
+
 /// The ports everything listens on. Not the contract's: others on this machine may listen on those on all addresses.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ports {
@@ -45,7 +49,7 @@ impl Addresses {
             // What can be bound on all addresses is free on each of them.
             if ports.all().iter().all(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok()) {
                 let net = [fastrand::u8(200..250), fastrand::u8(..)];
-                return Ok(Self { net, ports, free: Mutex::new((10..250).collect()) });
+                return Ok(Self { net, ports, free: Mutex::new(PODS.collect()) });
             }
         }
         bail!("no ports are free")
@@ -88,7 +92,7 @@ mod tests {
     fn an_address_is_used_again_once_it_was_given_back() {
         let addresses = Addresses::claim().unwrap();
         let first = addresses.take().unwrap();
-        let others: Vec<IpAddr> = (1..240).map(|_| addresses.take().unwrap()).collect();
+        let others: Vec<IpAddr> = (1..PODS.len()).map(|_| addresses.take().unwrap()).collect();
         assert!(!others.contains(&first) && addresses.take().is_err());
         addresses.give_back(first);
         assert_eq!(addresses.take().unwrap(), first);
