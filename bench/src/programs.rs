@@ -14,15 +14,21 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
     /// The package that it is built from.
     pub(crate) package: &'static str,
+    /// What has to be switched on to build it.
+    pub(crate) features: &'static [&'static str],
 }
 
 /// The system under test.
-pub(crate) const EMBER: Program = Program { name: "ember", package: "ember" };
+pub(crate) const EMBER: Program = Program { name: "ember", package: "ember", features: &[] };
 /// The app that starts in no time.
-pub(crate) const TINY_APP: Program = Program { name: "tiny-app", package: "ember-bench" };
+pub(crate) const TINY_APP: Program = Program { name: "tiny-app", package: "ember-bench", features: &[] };
+/// Another proxy.
+pub(crate) const PINGORA: Program =
+    Program { name: "pingora-peer", package: "ember-bench", features: &["pingora"] };
 
 /// The sidecar, as it runs in a container of its own.
-pub(crate) const QUEUE_PROXY: Program = Program { name: "queue-proxy", package: "ember-queue-proxy" };
+pub(crate) const QUEUE_PROXY: Program =
+    Program { name: "queue-proxy", package: "ember-queue-proxy", features: &[] };
 
 impl Program {
     /// The file beside this program, built now if it is missing.
@@ -42,6 +48,7 @@ impl Program {
     fn build(self, folder: &Path) -> anyhow::Result<()> {
         let mut arguments = vec!["build", "--package", self.package, "--bin", self.name];
         arguments.extend(profile(folder));
+        arguments.extend(self.features.iter().flat_map(|feature| ["--features", *feature]));
         let target = folder.parent().context("this program lies in no target folder")?;
         say(&format!("{} is not built: cargo {}", self.name, arguments.join(" ")))?;
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -265,7 +265,7 @@ mod tests {
                 prop_assert_eq!(settings.request_metrics, MetricsProtocol::Prometheus);
                 prop_assert!(settings.port() >= 1024);
                 if let Some(host) = host {
-                    prop_assert_eq!(settings.prometheus_host.map(|ip| ip.to_string()).is_none(), host.is_empty());
+                    prop_assert_eq!(settings.prometheus.host.is_none(), host.is_empty());
                 }
             }
         }

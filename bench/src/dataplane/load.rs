@@ -1,8 +1,7 @@
-//! The load generator: one thread, HTTP/1.1 over kept connections, three system calls a request.
+//! The load generator: one thread, kept connections, three system calls a request over HTTP/1.1.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,19 +11,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::answer::{Progress, progress};
+use super::connection::{Connection, Protocol};
+use super::h2::Ended;
 use super::stop::Stop;
 
-/// What every target is sent: what the gateway sends on, in the main.
-pub(super) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench.default.example.com\r\n\
-    User-Agent: ember-bench\r\nAccept: */*\r\n\
-    Knative-Serving-Namespace: default\r\nKnative-Serving-Revision: bench\r\n\r\n";
-/// The longest answer that is understood.
-const LONGEST_ANSWER: usize = 4096;
 /// How long an answer may take once no more is asked for.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long connecting may take, and a single answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// A target that fails this often is not measured any further.
 const MOST_ERRORS: u64 = 1000;
 /// The longest time to wait without a look around.
@@ -44,7 +36,10 @@ pub(super) enum Pace {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
     pub(super) address: SocketAddr,
+    pub(super) protocol: Protocol,
     pub(super) connections: usize,
+    /// Requests at a time on each of them.
+    pub(super) streams: usize,
     pub(super) pace: Pace,
     /// Load before the measurement.
     pub(super) warm_up: Duration,
@@ -70,82 +65,12 @@ pub(super) fn histogram() -> anyhow::Result<Histogram<u64>> {
     Histogram::new(3).context("cannot make a histogram")
 }
 
-/// Connects.
-pub(super) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
-/// One request over a blocking connection; whether it was answered with 200.
-pub(super) fn exchange(mut stream: &TcpStream) -> io::Result<bool> {
-    stream.write_all(REQUEST)?;
-    let mut answer = Received::new();
-    loop {
-        match answer.read(stream)? {
-            Progress::Partial => {}
-            Progress::Whole { ok, .. } => return Ok(ok),
-            Progress::Nonsense => return Err(io::ErrorKind::InvalidData.into()),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Received {
-    bytes: Box<[u8; LONGEST_ANSWER]>,
-    filled: usize,
-}
-
-impl Received {
-    fn new() -> Self {
-        Self { bytes: Box::new([0; LONGEST_ANSWER]), filled: 0 }
-    }
-
-    /// Reads once; what is whole is forgotten.
-    fn read(&mut self, mut stream: &TcpStream) -> io::Result<Progress> {
-        let read = stream.read(&mut self.bytes[self.filled..])?;
-        // Also when the answer is longer than there is room for.
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.filled += read;
-        let progress = progress(&self.bytes[..self.filled]);
-        if matches!(progress, Progress::Whole { .. }) {
-            self.filled = 0;
-        }
-        Ok(progress)
-    }
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: TcpStream,
-    received: Received,
-    /// When the request under way was sent, or should have been.
-    since: Option<Instant>,
-}
-
-impl Connection {
-    fn open(address: SocketAddr, epoll: &Epoll, index: usize) -> anyhow::Result<Self> {
-        let stream = connect(address)?;
-        stream.set_nonblocking(true)?;
-        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-        Ok(Self { stream, received: Received::new(), since: None })
-    }
-
-    fn send(&mut self, since: Instant) -> io::Result<()> {
-        self.since = Some(since);
-        // The last request was answered: there is room for another.
-        (&self.stream).write_all(REQUEST)
-    }
-}
-
 /// One run of a plan.
 struct Drive<'a> {
     plan: &'a Plan,
     epoll: Epoll,
     connections: Vec<Connection>,
+    /// The connections that have room for a request, each as often as it has.
     free: VecDeque<usize>,
     /// Requests that should have been sent.
     due: VecDeque<Instant>,
@@ -154,6 +79,14 @@ struct Drive<'a> {
     latencies: Histogram<u64>,
     errors: u64,
     last_answer: Instant,
+    /// Between two uses.
+    ended: Vec<Ended>,
+}
+
+fn open(plan: &Plan, epoll: &Epoll, index: usize) -> anyhow::Result<Connection> {
+    let connection = Connection::open(plan.address, plan.protocol)?;
+    epoll.add(connection.stream(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+    Ok(connection)
 }
 
 /// Puts load on the plan's address from this thread. `meter` is called when the measurement starts and when it ends.
@@ -164,7 +97,7 @@ pub(super) fn drive<M>(
 ) -> anyhow::Result<Outcome<M>> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let connections = (0..plan.connections)
-        .map(|index| Connection::open(plan.address, &epoll, index))
+        .map(|index| open(plan, &epoll, index))
         .collect::<anyhow::Result<Vec<_>>>()
         .with_context(|| format!("cannot open {} connections", plan.connections))?;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
@@ -174,7 +107,7 @@ pub(super) fn drive<M>(
     let mut drive = Drive {
         plan,
         epoll,
-        free: (0..connections.len()).collect(),
+        free: (0..plan.streams).flat_map(|_| 0..plan.connections).collect(),
         connections,
         due: VecDeque::new(),
         measure_from,
@@ -182,10 +115,11 @@ pub(super) fn drive<M>(
         latencies: histogram()?,
         errors: 0,
         last_answer: measure_from,
+        ended: Vec::new(),
     };
     let interval = match plan.pace {
         Pace::Closed => {
-            drive.due.extend(std::iter::repeat_n(start, plan.connections));
+            drive.due.extend(std::iter::repeat_n(start, plan.connections * plan.streams));
             None
         }
         Pace::Rate(rate) => {
@@ -212,7 +146,7 @@ pub(super) fn drive<M>(
             before = Some(meter()?);
         }
         if now >= drive.end {
-            let open = drive.connections.len() - drive.free.len() + drive.due.len();
+            let open = plan.connections * plan.streams - drive.free.len() + drive.due.len();
             if open == 0 || now >= drive.end + GRACE {
                 drive.errors += open as u64;
                 break;
@@ -250,50 +184,41 @@ pub(super) fn drive<M>(
 
 impl Drive<'_> {
     fn send_due(&mut self) {
+        let mut touched = Vec::new();
         while !self.due.is_empty()
             && let Some(index) = self.free.pop_front()
             && let Some(since) = self.due.pop_front()
         {
-            if self.connections[index].send(since).is_err() {
-                // Reading will tell.
-                self.errors += u64::from(since >= self.measure_from);
+            self.connections[index].request(since);
+            if !touched.contains(&index) {
+                touched.push(index);
             }
+        }
+        for index in touched {
+            // Reading will tell if it fails.
+            let _ = self.connections[index].flush();
         }
     }
 
     fn receive(&mut self, index: usize, now: Instant) -> anyhow::Result<()> {
+        let mut ended = std::mem::take(&mut self.ended);
         let connection = &mut self.connections[index];
-        let read = connection.received.read(&connection.stream);
-        let since = connection.since;
-        let close = match read {
-            Ok(Progress::Partial) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Ok(Progress::Whole { ok, close }) => {
-                if let Some(since) = since {
-                    self.answered(since, now, ok)?;
-                }
-                close
-            }
-            Ok(Progress::Nonsense) | Err(_) => {
-                self.errors += u64::from(since.is_some() && now >= self.measure_from);
-                true
-            }
-        };
-        if close {
+        let over = connection.receive(&mut ended);
+        if over {
+            connection.give_up(&mut ended);
             // Dropping the old stream takes it out of the epoll set.
-            let next = Connection::open(self.plan.address, &self.epoll, index);
-            self.connections[index] = next.context("cannot connect again")?;
+            self.connections[index] = open(self.plan, &self.epoll, index).context("cannot connect again")?;
         }
-        self.connections[index].since = None;
-        match self.plan.pace {
-            _ if since.is_none() => {}
-            Pace::Closed if now < self.end => {
-                if self.connections[index].send(Instant::now()).is_err() {
-                    self.errors += u64::from(now >= self.measure_from);
-                }
+        for Ended { since, ok } in ended.drain(..) {
+            self.answered(since, now, ok)?;
+            match self.plan.pace {
+                Pace::Closed if now < self.end => self.connections[index].request(Instant::now()),
+                _ => self.free.push_back(index),
             }
-            _ => self.free.push_back(index),
         }
+        self.ended = ended;
+        // Reading will tell if it fails.
+        let _ = self.connections[index].flush();
         Ok(())
     }
 
@@ -319,7 +244,10 @@ impl Drive<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::app;
+    use super::super::connection::{REQUEST, exchange};
     use super::*;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread;
 
@@ -349,7 +277,7 @@ mod tests {
 
     fn plan(address: SocketAddr, connections: usize, pace: Pace) -> Plan {
         let (warm_up, length) = (Duration::from_millis(20), Duration::from_millis(300));
-        Plan { address, connections, pace, warm_up, length }
+        Plan { address, protocol: Protocol::Http1, connections, streams: 1, pace, warm_up, length }
     }
 
     #[test]
@@ -360,6 +288,27 @@ mod tests {
         assert!((4..=4 * 32).contains(&answers), "{answers}");
         assert!(outcome.latencies.min() >= 9_900_000, "{}", outcome.latencies.min());
         assert_eq!(outcome.errors, 0);
+    }
+
+    #[test]
+    fn streams_share_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                app::serve(tokio::net::TcpListener::from_std(listener).unwrap()).await.unwrap();
+            });
+        });
+        assert!(exchange(address, Protocol::H2c).unwrap().0);
+        let plan = Plan { protocol: Protocol::H2c, streams: 5, ..plan(address, 2, Pace::Closed) };
+        let outcome = drive(&plan, &Stop::default(), || Ok(())).unwrap();
+        // More than one round of all streams, on however slow a machine.
+        assert!(outcome.latencies.len() > 10, "{}", outcome.latencies.len());
+        assert_eq!(outcome.errors, 0);
+        // Who speaks something else is found out.
+        assert!(exchange(server(Duration::ZERO, 0), Protocol::H2c).is_err());
     }
 
     #[test]

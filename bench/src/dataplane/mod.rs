@@ -2,7 +2,11 @@
 
 pub(crate) mod activator;
 mod answer;
+pub(crate) mod app;
 mod charts;
+pub(crate) mod cluster;
+mod connection;
+mod h2;
 mod isolation;
 mod load;
 mod page;
@@ -11,6 +15,7 @@ mod report;
 mod stop;
 mod target;
 
+use std::collections::HashSet;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -21,33 +26,41 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 
-use crate::programs::{QUEUE_PROXY, TINY_APP};
+use crate::programs::{PINGORA, QUEUE_PROXY, TINY_APP};
 use crate::say;
+use connection::Protocol;
 use load::{Pace, Plan};
 use process::Cpus;
 use report::{Machine, Measured, Memory, Report};
 use stop::Stop;
-use target::{Kind, Placement, Running, Site, Target};
+use target::{Kind, Known, Placement, Running, Site, Target};
 
-/// The loads every target is put under.
-const SCENARIOS: [Scenario; 4] = [
-    Scenario { connections: 1, pace: Pace::Closed },
-    Scenario { connections: 16, pace: Pace::Closed },
-    Scenario { connections: 128, pace: Pace::Closed },
-    Scenario { connections: 16, pace: Pace::Rate(300) },
+/// The loads every target is put under that speaks their protocol.
+const SCENARIOS: [Scenario; 7] = [
+    Scenario::http1(1, Pace::Closed),
+    Scenario::http1(16, Pace::Closed),
+    Scenario::http1(128, Pace::Closed),
+    Scenario::http1(16, Pace::Rate(300)),
+    Scenario::h2c(1, 1),
+    Scenario::h2c(16, 1),
+    Scenario::h2c(8, 16),
 ];
 /// How often each of them is repeated: in a run, in a quick one.
 const ROUNDS: (u32, u32) = (5, 2);
 /// How long load is measured in all: in a run, in a quick one.
-const BUDGET: (Duration, Duration) = (Duration::from_secs(420), Duration::from_secs(48));
-/// The longest time under one load.
-const LONGEST_SLICE: Duration = Duration::from_secs(2);
+const BUDGET: (Duration, Duration) = (Duration::from_secs(420), Duration::from_secs(40));
+/// The shortest and the longest time under one load.
+const SLICE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Load before a measurement; the start of a slice takes no longer.
 const WARM_UP: Duration = Duration::from_millis(150);
 /// Connections that do nothing.
 const IDLE_CONNECTIONS: usize = 1000;
 /// How long memory is left to settle, and after the connections are closed.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
+
+/// Our own names for targets.
+const NAMES: [&str; 7] =
+    ["direct", "nginx", "haproxy", "pingora", "queue-proxy", "activator", "activator-10000"];
 
 /// Options of the scenario.
 #[derive(Debug, Args)]
@@ -87,7 +100,7 @@ impl FromStr for Peer {
         if name.is_empty() || !name.chars().all(plain) {
             return Err("the name must consist of letters, digits, '-', '_' and '.'".to_owned());
         }
-        if ["direct", "nginx", "haproxy", "queue-proxy", "activator"].contains(&name) {
+        if NAMES.contains(&name) {
             return Err(format!("{name} is the name of another target"));
         }
         Ok(Self { name: name.to_owned(), command: command.to_owned() })
@@ -95,13 +108,24 @@ impl FromStr for Peer {
 }
 
 /// A load.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Scenario {
+    protocol: Protocol,
     connections: usize,
+    /// Requests at a time on each of them.
+    streams: usize,
     pace: Pace,
 }
 
 impl Scenario {
+    const fn http1(connections: usize, pace: Pace) -> Self {
+        Self { protocol: Protocol::Http1, connections, streams: 1, pace }
+    }
+
+    const fn h2c(connections: usize, streams: usize) -> Self {
+        Self { protocol: Protocol::H2c, connections, streams, pace: Pace::Closed }
+    }
+
     fn name(self) -> &'static str {
         match self.pace {
             Pace::Closed => "closed-loop",
@@ -156,8 +180,16 @@ fn targets(options: &Options) -> anyhow::Result<Vec<Target>> {
             None => say(&format!("{name} is not installed (apt-get install {name}): left out"))?,
         }
     }
+    if cfg!(feature = "pingora") {
+        targets.push(Target { name: "pingora".to_owned(), kind: Kind::QueueProxy(PINGORA.path()?) });
+    } else {
+        say("pingora is not built in (--features pingora): left out")?;
+    }
     targets.push(Target { name: "queue-proxy".to_owned(), kind: Kind::QueueProxy(queue_proxy.clone()) });
-    targets.push(Target { name: "activator".to_owned(), kind: Kind::Activator(queue_proxy) });
+    for (name, known) in [("activator", Known::ONE), ("activator-10000", Known::MANY)] {
+        let kind = Kind::Activator(queue_proxy.clone(), known);
+        targets.push(Target { name: name.to_owned(), kind });
+    }
     for Peer { name, command } in options.peers.clone() {
         targets.push(Target { name, kind: Kind::Peer(command) });
     }
@@ -185,10 +217,11 @@ fn measure(
     placements.push((false, Placement { target: all, rest: all }));
 
     let (rounds, budget) = if options.quick { (ROUNDS.1, BUDGET.1) } else { (ROUNDS.0, BUDGET.0) };
-    let slices = rounds * u32::try_from(targets.len() * SCENARIOS.len() * placements.len())?;
-    let length = (budget / slices).saturating_sub(WARM_UP).clamp(WARM_UP, LONGEST_SLICE);
+    let loads: usize = targets.iter().map(|target| scenarios(target).count()).sum();
+    let slices = rounds * u32::try_from(loads * placements.len())?;
+    let length = (budget / slices).saturating_sub(WARM_UP).clamp(SLICE.0, SLICE.1);
     say(&format!(
-        "{} targets, {} loads, {rounds} rounds of {} ms each, pinned and not",
+        "{} targets, up to {} loads, {rounds} rounds of {} ms each, pinned and not",
         targets.len(),
         SCENARIOS.len(),
         length.as_millis()
@@ -196,13 +229,16 @@ fn measure(
 
     let machine = Machine::here()?;
     let mut measured: Vec<Measured> = targets.iter().map(|target| Measured::new(&target.name)).collect();
+    // Peers that turned out not to speak HTTP/2.
+    let mut without_h2c = HashSet::new();
     for (at, (pinned, placement)) in placements.into_iter().enumerate() {
-        let site = Site { dir: dir.path(), placement, stop };
+        let site = Site::new(dir.path(), placement, stop);
         placement.rest.bind()?;
         let backend = site.backend(nginx.as_deref(), tiny_app).context("the backend")?;
+        let h2c_backend = site.h2c_backend().context("the backend for HTTP/2")?;
         if at == 0 {
             for (target, measured) in targets.iter().zip(&mut measured) {
-                let running = site.start(target, &backend)?;
+                let running = site.start(target, &backend, Protocol::Http1)?;
                 measured.memory = memory(target, &running, stop)?;
                 measured.start(target, &running);
             }
@@ -213,19 +249,40 @@ fn measure(
             for n in 0..targets.len() {
                 let n = (n + round as usize) % targets.len();
                 let (target, measured) = (&targets[n], &mut measured[n]);
-                let running = site.start(target, &backend)?;
-                measured.start(target, &running);
-                for scenario in SCENARIOS {
-                    let name = scenario.name();
-                    slice(&running, &backend, scenario, length, pinned, measured, stop).with_context(
-                        || format!("{}, {name} at {}: {}", target.name, scenario.connections, running.said()),
-                    )?;
+                for (protocol, backend) in [(Protocol::Http1, &backend), (Protocol::H2c, &h2c_backend)] {
+                    if !target.kind.speaks(protocol)
+                        || (protocol == Protocol::H2c && without_h2c.contains(&n))
+                    {
+                        continue;
+                    }
+                    let running = match site.start(target, backend, protocol) {
+                        Ok(running) => running,
+                        Err(error) if protocol == Protocol::H2c => {
+                            stop.check()?;
+                            say(&format!("{} over h2c is left out: {error:#}", target.name))?;
+                            without_h2c.insert(n);
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
+                    if protocol == Protocol::Http1 {
+                        measured.start(target, &running);
+                    }
+                    for scenario in SCENARIOS.into_iter().filter(|load| load.protocol == protocol) {
+                        slice(&running, backend, scenario, length, pinned, measured, stop)
+                            .with_context(|| format!("{}, {scenario:?}: {}", target.name, running.said()))?;
+                    }
                 }
             }
         }
     }
     all.bind()?;
     Report::new(machine, &measured)
+}
+
+/// The loads that a target is put under.
+fn scenarios(target: &Target) -> impl Iterator<Item = Scenario> + '_ {
+    SCENARIOS.into_iter().filter(|load| target.kind.speaks(load.protocol))
 }
 
 /// One time under load.
@@ -240,7 +297,9 @@ fn slice(
 ) -> anyhow::Result<()> {
     let plan = Plan {
         address: running.address,
+        protocol: scenario.protocol,
         connections: scenario.connections,
+        streams: scenario.streams,
         pace: scenario.pace,
         warm_up: WARM_UP,
         length,
@@ -253,7 +312,7 @@ fn slice(
     };
     let outcome = load::drive(&plan, stop, meter)?;
     // Its connections are still open.
-    if !running.processes.is_empty() {
+    if !running.processes.is_empty() && scenario.protocol == Protocol::Http1 {
         let rss = running.rss_kib()?;
         let memory = &mut measured.memory;
         memory.rss_loaded_kib = memory.rss_loaded_kib.max(Some(rss));
@@ -299,8 +358,8 @@ fn idle_connections(running: &Running, stop: &Stop) -> anyhow::Result<Vec<TcpStr
     let mut connections = Vec::with_capacity(IDLE_CONNECTIONS);
     for n in 0..IDLE_CONNECTIONS {
         stop.check()?;
-        let stream = load::connect(running.address).with_context(|| format!("connection {n}"))?;
-        let ok = load::exchange(&stream).with_context(|| format!("request {n}"))?;
+        let exchanged = connection::exchange(running.address, Protocol::Http1);
+        let (ok, stream) = exchanged.with_context(|| format!("connection {n}"))?;
         anyhow::ensure!(ok, "request {n} failed");
         anyhow::ensure!(Instant::now() < deadline, "it takes too long");
         connections.push(stream);

@@ -8,9 +8,10 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::Scenario;
+use super::connection::Protocol;
 use super::load::histogram;
 use super::target::{Kind, Running, Target};
+use super::{SCENARIOS, Scenario};
 
 /// One target under one load, over all rounds.
 #[derive(Debug)]
@@ -60,11 +61,7 @@ impl Measured {
     }
 
     pub(super) fn load(&mut self, scenario: Scenario, pinned: bool) -> anyhow::Result<&mut Load> {
-        let same = |load: &Load| {
-            load.pinned == pinned
-                && load.scenario.connections == scenario.connections
-                && load.scenario.pace == scenario.pace
-        };
+        let same = |load: &Load| load.pinned == pinned && load.scenario == scenario;
         let at = match self.loads.iter().position(same) {
             Some(at) => at,
             None => {
@@ -130,7 +127,11 @@ pub(super) struct Row {
     pub(super) scenario: &'static str,
     pub(super) target: String,
     pub(super) protocol: &'static str,
+    /// Requests at a time.
     pub(super) concurrency: usize,
+    /// Of each connection.
+    #[serde(skip)]
+    streams: usize,
     pub(super) pinned: bool,
     pub(super) rps: Option<f64>,
     pub(super) p50_us: Option<f64>,
@@ -177,8 +178,12 @@ impl Row {
         Self {
             scenario: load.scenario.name(),
             target: measured.target.clone(),
-            protocol: "h1",
-            concurrency: load.scenario.connections,
+            protocol: match load.scenario.protocol {
+                Protocol::Http1 => "h1",
+                Protocol::H2c => "h2c",
+            },
+            concurrency: load.scenario.connections * load.scenario.streams,
+            streams: load.scenario.streams,
             pinned: load.pinned,
             rps: (seconds > 0.0).then(|| round(float(load.latencies.len()) / seconds, 1)),
             p50_us: quantile(0.5),
@@ -197,11 +202,14 @@ impl Row {
 impl Report {
     pub(super) fn new(machine: Machine, measured: &[Measured]) -> anyhow::Result<Self> {
         let mut rows = Vec::new();
-        let loads = measured.iter().map(|measured| measured.loads.len()).max().context("no targets")?;
-        for at in 0..loads {
-            // Side by side: all targets under one load.
-            for measured in measured {
-                rows.extend(measured.loads.get(at).map(|load| Row::new(measured, load)));
+        let all =
+            || measured.iter().flat_map(|measured| measured.loads.iter().map(move |load| (measured, load)));
+        all().next().context("nothing was measured")?;
+        // Side by side: all targets under one load.
+        for pinned in [true, false] {
+            for scenario in SCENARIOS {
+                let same = all().filter(|(_, load)| load.pinned == pinned && load.scenario == scenario);
+                rows.extend(same.map(|(measured, load)| Row::new(measured, load)));
             }
         }
         Ok(Self { machine, rows })
@@ -209,8 +217,8 @@ impl Report {
 
     /// The rows of each load.
     pub(super) fn by_load(&self) -> Vec<&[Row]> {
-        let same =
-            |a: &Row, b: &Row| (a.pinned, a.scenario, a.concurrency) == (b.pinned, b.scenario, b.concurrency);
+        let load = |row: &Row| (row.pinned, row.scenario, row.protocol, row.concurrency);
+        let same = |a: &Row, b: &Row| load(a) == load(b);
         self.rows.chunk_by(same).collect()
     }
 }
@@ -219,6 +227,10 @@ impl Report {
 pub(super) fn title(row: &Row) -> String {
     let placed = if row.pinned { "pinned" } else { "unpinned" };
     match row.scenario {
+        _ if row.protocol == "h2c" => {
+            let connections = row.concurrency / row.streams.max(1);
+            format!("HTTP/2, closed loop, {connections} connections × {} streams, {placed}", row.streams)
+        }
         "closed-loop" => format!("closed loop, {} at a time, {placed}", row.concurrency),
         _ => format!("300 requests/s over {} connections, {placed}", row.concurrency),
     }
@@ -240,7 +252,7 @@ impl fmt::Display for Report {
             writeln!(f, "\n{}", title(first))?;
             writeln!(
                 f,
-                "{:<14}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{:>8}",
+                "{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{:>8}",
                 "target", "req/s", "p50 µs", "p90 µs", "p99 µs", "p99.9 µs", "CPU µs", "×nginx", "errors"
             )?;
             let nginx = rows.iter().find(|row| row.target == "nginx").and_then(|row| row.cpu_us_per_request);
@@ -248,7 +260,7 @@ impl fmt::Display for Report {
                 let ratio = row.cpu_us_per_request.zip(nginx).map(|(cpu, nginx)| cpu / nginx);
                 writeln!(
                     f,
-                    "{:<14}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{:>8}",
+                    "{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{:>8}",
                     row.target,
                     cell(row.rps, 0),
                     cell(row.p50_us, 1),
@@ -264,7 +276,7 @@ impl fmt::Display for Report {
         writeln!(f, "\nmemory (RSS, MiB) and start")?;
         writeln!(
             f,
-            "{:<14}{:>10}{:>10}{:>12}{:>14}{:>12}",
+            "{:<16}{:>10}{:>10}{:>12}{:>14}{:>12}",
             "target", "idle", "loaded", "1000 idle", "after those", "start ms"
         )?;
         for row in self.by_load().first().copied().unwrap_or_default() {
@@ -272,7 +284,7 @@ impl fmt::Display for Report {
                 row.memory;
             writeln!(
                 f,
-                "{:<14}{:>10}{:>10}{:>12}{:>14}{:>12}",
+                "{:<16}{:>10}{:>10}{:>12}{:>14}{:>12}",
                 row.target,
                 cell(mib(rss_idle_kib), 1),
                 cell(mib(rss_loaded_kib), 1),
@@ -287,7 +299,6 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::SCENARIOS;
     use super::*;
     use serde_json::json;
 
@@ -295,7 +306,9 @@ pub(super) mod tests {
         let measured = ["direct", "nginx", "queue-proxy"].map(|name| {
             let mut measured = Measured::new(name);
             for pinned in [true, false] {
-                for scenario in SCENARIOS {
+                // The backend and nginx are not asked for HTTP/2.
+                let asked = |load: &Scenario| name == "queue-proxy" || load.protocol == Protocol::Http1;
+                for scenario in SCENARIOS.into_iter().filter(asked) {
                     let load = measured.load(scenario, pinned).unwrap();
                     for n in 1..=100 {
                         load.latencies.record(n * 1000).unwrap();
@@ -327,7 +340,7 @@ pub(super) mod tests {
     fn for_programs() {
         let report = serde_json::to_value(report()).unwrap();
         let rows = report["rows"].as_array().unwrap();
-        assert_eq!(rows.len(), 24);
+        assert_eq!(rows.len(), 2 * (3 * 4 + 3));
         assert_eq!(
             rows[1],
             json!({"scenario": "closed-loop", "target": "nginx", "protocol": "h1", "concurrency": 1,
@@ -339,12 +352,16 @@ pub(super) mod tests {
         assert_eq!(rows[0]["cpu_us_per_request"], 5.0);
         assert_eq!(rows[0]["start_to_ready_ms"], json!(null));
         assert_eq!((&rows[9]["scenario"], &rows[9]["concurrency"]), (&json!("constant-rate"), &json!(16)));
+        let last = &rows[29];
+        assert_eq!((&last["protocol"], &last["concurrency"]), (&json!("h2c"), &json!(128)));
+        assert_eq!((&last["target"], &last["pinned"]), (&json!("queue-proxy"), &json!(false)));
     }
 
     #[test]
     fn for_people() {
         let text = report().to_string();
         assert!(text.contains("closed loop, 16 at a time, unpinned"), "{text}");
+        assert!(text.contains("HTTP/2, closed loop, 8 connections × 16 streams, pinned"), "{text}");
         let line = text.lines().find(|line| line.starts_with("queue-proxy")).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words, ["queue-proxy", "10000", "50.0", "90.0", "99.0", "100.0", "20.00", "1.00", "0"]);
