@@ -18,6 +18,7 @@ mod request_log;
 mod request_metrics;
 mod resource;
 mod route_tag;
+pub mod threads;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -89,8 +90,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Runs the sidecar until `shutdown` is cancelled (SIGTERM) and traffic has drained. `readiness` is told whether the
-/// app answers. Dropping the future cuts everything off.
+/// Runs the sidecar on the calling runtime alone. See [`run_on`].
 ///
 /// # Errors
 /// A port that cannot be listened on, a certificate that cannot be used.
@@ -100,10 +100,26 @@ pub async fn run(
     readiness: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    run_on(&Workers::current(), config, io, readiness, shutdown).await
+}
+
+/// Runs the sidecar until `shutdown` is cancelled (SIGTERM) and traffic has drained; requests are carried by `workers`.
+/// `readiness` is told whether the app answers. Dropping the future cuts everything off.
+///
+/// # Errors
+/// A port that cannot be listened on, a certificate that cannot be used.
+pub async fn run_on(
+    workers: &Workers,
+    config: Config,
+    io: Io,
+    readiness: watch::Sender<bool>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let (data, streams, side) = (Drain::new(), Drain::new(), Drain::new());
     let stop_probing = CancellationToken::new();
     let _abort = AbortOnDrop(vec![data.clone(), streams.clone(), side.clone()], stop_probing.clone());
-    let workers = Workers::current();
+    // What is not a request stays here.
+    let here = Workers::current();
     let options = config.server.clone();
 
     let certificate = match &config.certificate_directory {
@@ -152,12 +168,14 @@ pub async fn run(
     let flush = observer.finish();
     if let (Some(listener), Some(metrics)) = (prometheus, observer.metrics()) {
         let options = Options { tls: metrics_tls, ..options.clone() };
-        serve(listener, &workers, &options, &side, Arc::new(Exposition::new(Arc::clone(metrics))));
+        serve(listener, &here, &options, &side, vec![Arc::new(Exposition::new(Arc::clone(metrics)))]);
     }
-    let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE);
+    // A connection stays on its worker: the limit is shared out.
+    let max_idle = config.container_concurrency.unwrap_or(MAX_IDLE).div_ceil(workers.len());
     let pool_options = pool::Options { max_idle, max_idle_per_address: max_idle, ..pool::Options::default() };
-    let handler = Arc::new(Data {
-        proxy: Proxy::new(Pool::new(io.clone(), pool_options), streams.clone()),
+    let pool = || Pool::new(io.clone(), pool_options.clone());
+    let handler = Data {
+        proxy: Proxy::new(pool(), streams.clone()),
         app,
         protocol,
         app_absence: config.app_absence,
@@ -168,22 +186,25 @@ pub async fn run(
         readiness: prober.clone(),
         quiet: quiet.clone(),
         request_log: request_log::Log::new(&config),
-    });
+    };
+    let handlers: Vec<_> = (0..workers.len())
+        .map(|_| Arc::new(Data { proxy: Proxy::new(pool(), streams.clone()), ..handler.clone() }))
+        .collect();
     let admin = Admin {
         quiet: quiet.clone(),
         shutdown: shutdown.clone(),
         drained: drained.clone(),
         reset_after: config.drain_reset_after,
     };
-    serve(data_listener, &workers, &options, &data, Arc::clone(&handler));
+    serve(data_listener, workers, &options, &data, handlers.clone());
     if let Some((listener, certificate)) = tls {
         let options = Options { tls: Some(certificate.server()), ..options.clone() };
-        serve(listener, &workers, &options, &data, handler);
+        serve(listener, workers, &options, &data, handlers);
         let watching = certificate.watch(config.certificate_period);
         side.tasks().spawn(side.stopped().clone().run_until_cancelled_owned(watching));
     }
-    serve(admin_listener, &workers, &options, &side, Arc::new(admin));
-    serve(stat_listener, &workers, &options, &side, Arc::new(StatEndpoint(Arc::clone(&reporter))));
+    serve(admin_listener, &here, &options, &side, vec![Arc::new(admin)]);
+    serve(stat_listener, &here, &options, &side, vec![Arc::new(StatEndpoint(Arc::clone(&reporter)))]);
     let ticking = side.stopped().clone().run_until_cancelled_owned(reporter.run());
     side.tasks().spawn(ticking);
     let revision = format!("{}/{}", config.namespace, config.revision);
@@ -239,16 +260,17 @@ async fn listen(io: &Io, ip: IpAddr, port: u16) -> Result<Listener, Error> {
     }
 }
 
+/// Serves with a handler for each worker.
 fn serve<H: Handler>(
     listener: Listener,
     workers: &Workers,
     options: &Options,
     drain: &Drain,
-    handler: Arc<H>,
+    handlers: Vec<Arc<H>>,
 ) {
     let (workers, options, drain) = (workers.clone(), options.clone(), drain.clone());
     let tasks = drain.tasks().clone();
     tasks.spawn(async move {
-        server::serve(listener, &workers, &options, &drain, |_| Arc::clone(&handler)).await;
+        server::serve(listener, &workers, &options, &drain, |worker| Arc::clone(&handlers[worker])).await;
     });
 }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ember_dataplane::io::Io;
-use ember_queue_proxy::Config;
+use ember_dataplane::worker::Workers;
+use ember_queue_proxy::{Config, threads};
 use ember_telemetry::logs;
 use ember_telemetry::request_log::Output;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,7 +44,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (readiness, _) = watch::channel(false);
-    let running = ember_queue_proxy::run(config, Io::system(), readiness, shutdown.clone());
+    let workers = match threads::by_cpu_limit() {
+        0 | 1 => Workers::current(),
+        several => Workers::start(several)?,
+    };
+    let running = ember_queue_proxy::run_on(&workers, config, Io::system(), readiness, shutdown.clone());
     tokio::pin!(running);
     loop {
         tokio::select! {

@@ -30,6 +30,7 @@ use crate::route_tag::{self, RouteTag};
 const CLIENT_GONE: u16 = 499;
 
 /// Observes requests, as far as the cluster asks for it.
+#[derive(Clone)]
 pub(crate) struct Observer {
     metrics: Option<Arc<RequestMetrics>>,
     tracer: Option<Tracer>,

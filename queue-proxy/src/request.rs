@@ -27,7 +27,8 @@ use crate::request_log;
 /// Body of the 504, and what is appended to a response that is cut.
 const TIMEOUT_TEXT: &str = "request timeout";
 
-/// The data port's handler.
+/// The data port's handler, one for each worker.
+#[derive(Clone)]
 pub(crate) struct Data {
     pub(crate) proxy: Proxy,
     pub(crate) app: Address,
@@ -64,16 +65,18 @@ impl Data {
         let deadlines = self.timeouts.start();
         let mut observation = self.observer.begin(&mut request, conn);
         forwarded::add(request.headers_mut());
-        let admitted = self.admit(request, conn, &mut observation);
-        let mut response = match deadlines.before_response(admitted).await {
-            Ok(mut response) => {
-                response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
-                response
-            }
-            Err(expired) => {
-                tracing::info!("{expired}");
-                timed_out(TIMEOUT_TEXT)
-            }
+        let mut response = match Outbound::new(request, conn) {
+            Err(error) => failed(&error),
+            Ok(outbound) => match deadlines.before_response(self.admit(outbound, &mut observation)).await {
+                Ok(mut response) => {
+                    response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
+                    response
+                }
+                Err(expired) => {
+                    tracing::info!("{expired}");
+                    timed_out(TIMEOUT_TEXT)
+                }
+            },
         };
         observation.answered(&mut response);
         response.body_mut().attach(in_flight);
@@ -114,58 +117,50 @@ impl Data {
     }
 
     /// Counts the request and waits for its turn.
-    async fn admit(
-        &self,
-        mut request: Request<Body>,
-        conn: &Arc<Conn>,
-        observation: &mut Observation,
-    ) -> Response<Body> {
-        if probe::is_kubelet_probe(request.headers()) {
-            return self.forward(request, conn, observation).await;
+    async fn admit(&self, mut outbound: Outbound, observation: &mut Observation) -> Response<Body> {
+        if probe::is_kubelet_probe(outbound.headers()) {
+            return self.forward(outbound, observation).await;
         }
         observation.proxying();
-        let proxied = request.headers().get(PROXY_REQUEST).is_some_and(|by| by == probe::ACTIVATOR);
+        let headers = outbound.headers_mut();
+        let proxied = headers.get(PROXY_REQUEST).is_some_and(|by| by == probe::ACTIVATOR);
         let counted = self.reporter.count(if proxied { Kind::Proxied } else { Kind::Direct });
-        if let Some(host) = request.headers_mut().remove(ORIGINAL_HOST).filter(|host| !host.is_empty()) {
-            request.headers_mut().insert(header::HOST, host);
+        if let Some(host) = headers.remove(ORIGINAL_HOST).filter(|host| !host.is_empty()) {
+            headers.insert(header::HOST, host);
         }
-        let Some(breaker) = &self.breaker else {
-            let mut response = self.forward(request, conn, observation).await;
-            response.body_mut().attach(counted);
-            return response;
-        };
-        let enqueued = self.observer.enqueued();
-        observation.waiting();
-        let Ok(permit) = breaker.acquire().await else {
-            return respond(&ProxyError::QueueFull);
-        };
-        let mut response = self.forward(request, conn, observation).await;
-        response.body_mut().attach((permit, enqueued, counted));
+        let mut admitted = None;
+        if let Some(breaker) = &self.breaker {
+            let enqueued = self.observer.enqueued();
+            observation.waiting();
+            let Ok(permit) = breaker.acquire().await else {
+                return respond(&ProxyError::QueueFull);
+            };
+            admitted = Some((permit, enqueued));
+        }
+        let mut response = self.forward(outbound, observation).await;
+        match admitted {
+            Some((permit, enqueued)) => response.body_mut().attach((permit, enqueued, counted)),
+            None => response.body_mut().attach(counted),
+        }
         response
     }
 
     /// Proxies to the app.
-    async fn forward(
-        &self,
-        request: Request<Body>,
-        conn: &Arc<Conn>,
-        observation: &mut Observation,
-    ) -> Response<Body> {
-        let answered = async {
-            let mut outbound = Outbound::new(request, conn)?;
-            outbound.headers_mut().remove(REVISION);
-            outbound.headers_mut().remove(NAMESPACE);
-            outbound.set_protocol(self.protocol);
-            observation.invoking(&self.observer, &mut outbound);
-            let answer = self.reach(outbound).await;
-            observation.invoked(answer.as_ref().map(Response::status));
-            answer
-        };
-        answered.await.unwrap_or_else(|error| {
-            tracing::error!("error reverse proxying request: {error}");
-            respond(&error)
-        })
+    async fn forward(&self, mut outbound: Outbound, observation: &mut Observation) -> Response<Body> {
+        outbound.headers_mut().remove(REVISION);
+        outbound.headers_mut().remove(NAMESPACE);
+        outbound.set_protocol(self.protocol);
+        observation.invoking(&self.observer, &mut outbound);
+        let answer = self.reach(outbound).await;
+        observation.invoked(answer.as_ref().map(Response::status));
+        answer.unwrap_or_else(|error| failed(&error))
     }
+}
+
+/// The answer to a request that could not be proxied.
+fn failed(error: &ProxyError) -> Response<Body> {
+    tracing::error!("error reverse proxying request: {error}");
+    respond(error)
 }
 
 /// Pauses between attempts to reach an app that is away.

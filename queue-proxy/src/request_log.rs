@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::forwarded;
 
 /// The log and what of it is the same for all requests.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Log {
     log: Arc<RequestLog>,
     revision: Arc<Revision>,

@@ -164,11 +164,14 @@ fn sigterm_and_sigint_end_it_with_code_zero() {
             arrived.recv().await.unwrap();
             program.signal(signal);
             eventually("probes fail", async || status(&get(8012, "/", KUBELET).await) == 503).await;
-            let hook = tokio::spawn(async { get(8022, "/wait-for-drain", "").await });
+            let mut hook = connect(8022).await;
+            hook.send("GET /wait-for-drain HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+            // Answered behind the hook, which has arrived then.
+            assert_eq!(status(&get(8022, "/", "").await), 404);
             // What runs is waited for; the hook is told last.
             slow.send("go on").await;
             assert_eq!(body(&slow.rest().await), "ok");
-            assert_eq!(status(&hook.await.unwrap()), 200);
+            assert_eq!(status(&hook.rest().await), 200);
             let (code, words) = program.end().await;
             assert_eq!(code, Some(0), "{words}");
         }
