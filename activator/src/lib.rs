@@ -31,6 +31,7 @@ use ember_dataplane::worker::Workers;
 use ember_reconcile::cache::Cache;
 use kube::Client;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -113,6 +114,7 @@ pub async fn run(
                 clock,
                 mesh_mode: network.mesh_compatibility_mode,
                 passthrough: network.enable_mesh_pod_addressability,
+                beginning: Arc::new(Semaphore::new(revision::MOST_BEGINNING)),
                 services: Cache::new(),
             };
             let registry = Registry::new(config.clone(), prober);

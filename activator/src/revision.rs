@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::{Endpoints, Service};
 use kube::ResourceExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -50,7 +51,15 @@ pub(crate) struct Prober {
     /// As above: whether a mesh is asked to pass requests through to the pod they name.
     pub(crate) passthrough: bool,
     pub(crate) services: Cache<Service>,
+    /// Held by probes that begin: see [`MOST_BEGINNING`].
+    pub(crate) beginning: Arc<Semaphore>,
 }
+
+/// Probes that begin at a time: at a start with thousands of pods all would be under way at once, with a connection
+/// and buffers each.
+pub(crate) const MOST_BEGINNING: usize = 256;
+/// A probe that is held open for longer than this gives its place to another.
+const BEGINNING: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Pods {
@@ -276,7 +285,16 @@ impl RevisionState {
             [(http::header::HOST, host.clone()), (header::PASSTHROUGH_LB, HeaderValue::from_static("true"))]
         });
         let headers = headers.as_ref().map_or(&[][..], |headers| &headers[..]);
-        probe::queue(&self.prober.proxy, address, headers, self.prober.timeout).await
+        // Never closed.
+        let place = self.prober.beginning.acquire().await;
+        let asking = probe::queue(&self.prober.proxy, address, headers, self.prober.timeout);
+        tokio::pin!(asking);
+        tokio::select! {
+            biased;
+            found = &mut asking => return found,
+            () = tokio::time::sleep(BEGINNING) => drop(place),
+        }
+        asking.await
     }
 
     /// Starts or ends the probe of the Service's address, whichever is called for.
