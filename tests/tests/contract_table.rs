@@ -62,6 +62,9 @@ fn what_the_table_names_is_there() {
             let file = match file {
                 "qp-h2c" => "queue-proxy/tests/h2c.rs".to_owned(),
                 "hop-tls" => "dataplane/tests/tls.rs".to_owned(),
+                "activator-tls" => "activator/tests/tls.rs".to_owned(),
+                "activator-log" => "activator/tests/request_log.rs".to_owned(),
+                "ember-activator" => "ember/tests/activator.rs".to_owned(),
                 file => format!("/{}", file.rsplit('/').next().unwrap()),
             };
             let there =
