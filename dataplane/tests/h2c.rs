@@ -645,7 +645,7 @@ async fn a_timer_ends_one_stream_and_a_client_that_does_not_read_holds_nobody_up
         Response::new(Body::stream(StreamBody::new(flood)))
     })
     .await;
-    let timeouts = Timeouts { total: Some(Duration::from_millis(300)), ..Timeouts::default() };
+    let timeouts = Timeouts { total: Some(Duration::from_secs(2)), ..Timeouts::default() };
     let hop = hop_with(addr, Protocol::H2c, timeouts).await;
     let mut client = client(hop.addr).await;
     let mut unread = Vec::new();
