@@ -61,7 +61,7 @@ fn lengths() -> impl Iterator<Item = u64> {
 /// How long each pod was idle, beyond what the machine took, each time while somebody waited.
 async fn idle_times() -> Vec<Duration> {
     let world = World::start(json!({"containerConcurrency": 1}), |_| {}).await;
-    let waiting: Vec<_> = lengths().map(|millis| world.spawn(&format!("/work/{millis}"), "")).collect();
+    let waiting: Vec<_> = lengths().map(|millis| world.spawn(&format!("/takes/{millis}"), "")).collect();
     #[expect(clippy::cast_precision_loss, reason = "small")]
     world.until_held(REQUESTS as f64, 0.0).await;
     let stalls = Stalls::watch();

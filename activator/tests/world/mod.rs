@@ -97,7 +97,7 @@ pub async fn autoscaler(listener: TcpListener, reports: mpsc::UnboundedSender<Wi
 }
 
 /// A pod's queue-proxy: answers probes, and requests with its name. Requests for `/hold` wait for a permit, those for
-/// `/work/N` take N milliseconds.
+/// `/takes/N` take N milliseconds.
 pub struct Pod {
     pub name: &'static str,
     pub addr: SocketAddr,
@@ -170,7 +170,7 @@ impl Pod {
         self.most.fetch_max(now, Ordering::SeqCst);
         let began = Instant::now();
         let hold = request.uri().path() == "/hold";
-        let work = request.uri().path().strip_prefix("/work/").map(|millis| millis.parse().unwrap());
+        let work = request.uri().path().strip_prefix("/takes/").map(|millis| millis.parse().unwrap());
         let body = request.into_body().collect().await.unwrap().to_bytes();
         if hold {
             self.permits.acquire().await.unwrap().forget();
