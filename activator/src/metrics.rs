@@ -141,8 +141,8 @@ impl Collector for Collected {
         for revision in &revisions {
             let average = f64::from_bits(revision.metrics.concurrency.load(Ordering::Relaxed));
             let labels = [
-                ("kn_service_name", revision.service.as_str()),
-                ("kn_configuration_name", revision.configuration.as_str()),
+                ("kn_service_name", revision.described.service.as_str()),
+                ("kn_configuration_name", revision.described.configuration.as_str()),
                 ("kn_revision_name", revision.key.name.as_str()),
                 ("k8s_namespace_name", revision.key.namespace.as_str()),
             ];

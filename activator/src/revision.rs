@@ -81,10 +81,6 @@ pub struct RevisionState {
     pub key: Key,
     /// The uid it was made for.
     pub uid: String,
-    /// The Service it belongs to, or empty.
-    pub service: String,
-    /// The Configuration it belongs to, or empty.
-    pub configuration: String,
     /// The revision's timeouts; they run while a request waits, too.
     pub timeouts: Timeouts,
     /// The queue in front of the pods.
@@ -100,7 +96,7 @@ pub struct RevisionState {
     /// What requests and probes carry as Host where a mesh is to pass them through.
     pub(crate) passthrough_host: Option<HeaderValue>,
     pub(crate) metrics: RevisionMetrics,
-    /// As the request log knows it.
+    /// Its name and what it belongs to, for the request log and metrics.
     pub(crate) described: Arc<request_log::Revision>,
     progress: Mutex<Progress>,
     pods: Mutex<Pods>,
@@ -114,14 +110,11 @@ impl RevisionState {
         let host = format!("{}.{}", private_service(&key.name), key.namespace);
         let passthrough_host = prober.passthrough.then(|| HeaderValue::from_str(&host).ok()).flatten();
         let policy = Policy::new(prober.mesh_mode, prober.passthrough, usable_before_ready(revision));
-        let label = |name: &str| revision.labels().get(name).cloned().unwrap_or_default();
         let limit = u32::try_from(spec.container_concurrency.unwrap_or(0)).unwrap_or(0);
         Self {
             key,
             passthrough_host,
             uid: revision.metadata.uid.clone().unwrap_or_default(),
-            service: label(labels::SERVICE),
-            configuration: label(labels::CONFIGURATION),
             timeouts: timeouts(revision),
             dispatcher: Dispatcher::new(limit, config.queue_depth),
             reporter: Reporter::default(),
