@@ -386,15 +386,17 @@ impl World {
         Some(line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 
+    /// How many requests are queued and active, once there are figures.
+    pub async fn held(&self) -> Option<(f64, f64)> {
+        let revision = [r#"kn_revision_name="rev""#];
+        let queued = self.sample("kn_revision_request_queued", &revision).await?;
+        Some((queued, self.sample("kn_revision_request_active", &revision).await?))
+    }
+
     /// Waits until so many requests are queued and active.
     pub async fn until_held(&self, queued: f64, active: f64) {
-        let revision = [r#"kn_revision_name="rev""#];
         eventually("the counts of queued and active requests", async || {
-            let now = (
-                self.sample("kn_revision_request_queued", &revision).await,
-                self.sample("kn_revision_request_active", &revision).await,
-            );
-            (now == (Some(queued), Some(active))).then_some(())
+            (self.held().await == Some((queued, active))).then_some(())
         })
         .await;
     }
