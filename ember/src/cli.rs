@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::activator;
 use crate::client::commands::Output;
 use crate::demo_app::App;
+use crate::simulate;
 
 /// Knative Serving in one program: HTTP services that scale to zero, wake on the next request and split traffic.
 #[derive(Debug, Parser)]
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     },
     /// Run the activator, configured as its container on Kubernetes
     Activator(activator::Options),
+    /// Show what the autoscaler would do about a load
+    Simulate(simulate::Options),
     /// Serve a small app to try things with
     DemoApp {
         /// Which app

@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod container;
 mod demo_app;
+mod simulate;
 mod up;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Up(options) => up::run(&options),
         Command::Activator(options) => activator::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {
             block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))

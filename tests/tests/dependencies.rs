@@ -17,6 +17,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ember-reconcile", &["ember-api"]),
     ("ember-activator", &["ember-api", "ember-dataplane", "ember-reconcile"]),
     ("ember-autoscaler", &["ember-api", "ember-dataplane", "ember-reconcile"]),
+    // Runs the autoscaler's pure core over a trace.
+    ("ember-simulate", &["ember-api", "ember-autoscaler", "ember-dataplane"]),
     ("ember-ingress", &["ember-api", "ember-dataplane", "ember-reconcile"]),
     ("ember-controller", &["ember-api", "ember-reconcile"]),
     ("ember-apiserver", &["ember-api"]),
