@@ -192,7 +192,10 @@ impl Shape {
             }
             Self::Bursts { rate, size, length } => {
                 let mut at = start;
-                while *rate > 0.0 {
+                if *rate == 0.0 {
+                    return;
+                }
+                loop {
                     // The time to the next of independent events is exponential.
                     at += -(1.0 - random.f64()).ln() * 60.0 / rate;
                     let first = at as usize;

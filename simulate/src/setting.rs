@@ -7,7 +7,7 @@ use ember_api::annotations as keys;
 use ember_api::autoscaling::annotations::{Scaling, validate};
 use ember_api::autoscaling::v1alpha1::PodAutoscalerSpec;
 use ember_api::configmaps::ConfigError;
-use ember_api::configmaps::autoscaler::{self, Autoscaler, HPA};
+use ember_api::configmaps::autoscaler::{Autoscaler, HPA};
 use ember_api::field_error::{FieldError, Level};
 use ember_autoscaler::resolution::{Resolved, Settings, resolve};
 
@@ -131,7 +131,7 @@ fn autoscaler_config(pairs: &[String]) -> Result<Autoscaler, SettingError> {
     Autoscaler::parse(&data).map_err(SettingError::Config)
 }
 
-/// What may be set of ConfigMap [`autoscaler::NAME`].
+/// What may be set of ConfigMap `config-autoscaler`.
 const CONFIG_KEYS: &[&str] = &[
     "enable-scale-to-zero",
     "allow-zero-initial-scale",
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_config_map_is_read() {
-        assert_eq!(autoscaler::NAME, "config-autoscaler");
+        assert_eq!(ember_api::configmaps::autoscaler::NAME, "config-autoscaler");
         for key in CONFIG_KEYS {
             // Nothing of what may be set takes this for a value.
             assert!(
