@@ -21,15 +21,15 @@ const AXIS: f64 = 30.0;
 /// Colours by role. Lines of waiting requests take those of their setting, in order.
 const STYLE: &str = "\
 svg.ember{--bg:#ffffff;--fg:#1f2328;--muted:#59636e;--grid:#e2e6ea;--load:#0969da;--ideal:#8c959f;--wanted:#bc4c00;\
---ready:#1a7f37;--panic:#cf222e;--s0:#0969da;--s1:#bf3989;--s2:#9a6700;--s3:#1b7c83;\
+--ready:#1a7f37;--panic:#cf222e;--path:#8250df;--s0:#0969da;--s1:#bf3989;--s2:#9a6700;--s3:#1b7c83;\
 font:12px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',sans-serif}\
 @media (prefers-color-scheme:dark){svg.ember{--bg:#0d1117;--fg:#e6edf3;--muted:#9198a1;--grid:#262c36;--load:#58a6ff;\
---ideal:#6e7681;--wanted:#f0883e;--ready:#3fb950;--panic:#f85149;--s0:#58a6ff;--s1:#f778ba;--s2:#e3b341;--s3:#56d4dd}}\
+--ideal:#6e7681;--wanted:#f0883e;--ready:#3fb950;--panic:#f85149;--path:#a371f7;--s0:#58a6ff;--s1:#f778ba;--s2:#e3b341;--s3:#56d4dd}}\
 .ember .bg{fill:var(--bg)}.ember text{fill:var(--fg)}.ember .label{fill:var(--muted)}.ember .title{font-weight:600}\
 .ember .grid{stroke:var(--grid)}.ember .axis{stroke:var(--muted)}.ember .line{fill:none;stroke-width:1.6}\
 .ember .load{fill:var(--load);fill-opacity:.22;stroke:var(--load)}.ember .ideal{fill:var(--ideal);fill-opacity:.3;stroke:none}\
 .ember .wanted{stroke:var(--wanted);stroke-dasharray:5 3}.ember .ready{stroke:var(--ready);stroke-width:2}\
-.ember .panic{fill:var(--panic);fill-opacity:.13}\
+.ember .panic{fill:var(--panic);fill-opacity:.13}.ember .path{fill:var(--path);fill-opacity:.7}\
 .ember .s0{stroke:var(--s0)}.ember .s1{stroke:var(--s1)}.ember .s2{stroke:var(--s2)}.ember .s3{stroke:var(--s3)}";
 
 /// How many settings have colours of their own; further ones begin anew.
@@ -77,9 +77,11 @@ pub fn svg(histories: &[History]) -> String {
             Entry(Mark::Line, "line wanted".into(), "wanted"),
             Entry(Mark::Area, "ideal".into(), "needed by the load"),
             Entry(Mark::Area, "panic".into(), "panic"),
+            Entry(Mark::Area, "path".into(), "activator in path"),
         ];
         chart.panel(&title, &legend, pods, |chart, scale| {
             chart.panics(history);
+            chart.activator(history);
             chart.series(history, scale, "ideal", Mark::Area, |p| f64::from(p.ideal_pods));
             chart.series(history, scale, "line ready", Mark::Line, |p| f64::from(p.ready_pods));
             chart.series(history, scale, "line wanted", Mark::Line, |p| f64::from(p.wanted_pods));
@@ -226,6 +228,28 @@ impl Chart {
                 "<rect class=\"panic\" x=\"{begin:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{PLOT}\"/>\n",
                 (end - begin).max(1.0)
             ));
+        }
+    }
+
+    /// A strip below the plot for as long as requests go through the activator.
+    fn activator(&mut self, history: &History) {
+        let y = self.top + TITLE + PLOT + 3.0;
+        let mut since = None;
+        let last = std::iter::once((self.seconds, false));
+        let course = history.points.iter().map(|p| (p.time, p.activator_in_path)).chain(last);
+        for (time, through) in course {
+            match (since, through) {
+                (None, true) => since = Some(time),
+                (Some(begin), false) => {
+                    let (begin, end) = (self.x(begin), self.x(time));
+                    self.write(format_args!(
+                        "<rect class=\"path\" x=\"{begin:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"5\"/>\n",
+                        (end - begin).max(1.0)
+                    ));
+                    since = None;
+                }
+                _ => {}
+            }
         }
     }
 
