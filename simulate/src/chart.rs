@@ -71,7 +71,8 @@ pub fn svg(histories: &[History]) -> String {
 
     let pods = most(histories, |p| f64::from(p.wanted_pods.max(p.ready_pods).max(p.ideal_pods)));
     for history in histories {
-        let title = format!("Pods: {}", history.setting);
+        // As long as the legend leaves room for.
+        let title = shortened(&format!("Pods: {}", history.setting), 40);
         let legend = [
             Entry(Mark::Line, "line ready".into(), "ready"),
             Entry(Mark::Line, "line wanted".into(), "wanted"),
@@ -171,9 +172,8 @@ impl Chart {
         let mut right = WIDTH - RIGHT;
         for Entry(mark, class, name) in legend.iter().rev() {
             let name = shortened(name, 44);
-            // About the width of a letter.
-            let text = right - 6.7 * name.chars().count() as f64;
-            let begin = text - 26.0;
+            // More than the mean width of a letter: names end where they should and do not reach their mark.
+            let begin = right - 7.2 * name.chars().count() as f64 - 26.0;
             let y = baseline - 4.0;
             match mark {
                 Mark::Line => self.write(format_args!("<path class=\"{class}\" d=\"M{begin:.1} {y}h20\"/>")),
@@ -183,7 +183,7 @@ impl Chart {
                 )),
             }
             self.write(format_args!(
-                "<text class=\"label\" x=\"{text:.1}\" y=\"{baseline}\">{}</text>\n",
+                "<text class=\"label\" text-anchor=\"end\" x=\"{right:.1}\" y=\"{baseline}\">{}</text>\n",
                 escaped(&name)
             ));
             right = begin - 16.0;
