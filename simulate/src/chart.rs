@@ -167,26 +167,30 @@ impl Chart {
         self.top += TITLE + PLOT + BELOW;
     }
 
-    /// From the right: the last entry ends where the plot does.
+    /// From the right: each mark has its name before it.
     fn legend(&mut self, legend: &[Entry<'_>], baseline: f64) {
+        const MARK: f64 = 20.0;
         let mut right = WIDTH - RIGHT;
         for Entry(mark, class, name) in legend.iter().rev() {
             let name = shortened(name, 44);
-            // More than the mean width of a letter: names end where they should and do not reach their mark.
-            let begin = right - 7.2 * name.chars().count() as f64 - 26.0;
-            let y = baseline - 4.0;
+            let begin = right - MARK;
             match mark {
-                Mark::Line => self.write(format_args!("<path class=\"{class}\" d=\"M{begin:.1} {y}h20\"/>")),
+                Mark::Line => self.write(format_args!(
+                    "<path class=\"{class}\" d=\"M{begin:.1} {}h{MARK}\"/>",
+                    baseline - 4.0
+                )),
                 Mark::Area => self.write(format_args!(
-                    "<rect class=\"{class}\" x=\"{begin:.1}\" y=\"{}\" width=\"20\" height=\"11\"/>",
-                    y - 6.0
+                    "<rect class=\"{class}\" x=\"{begin:.1}\" y=\"{}\" width=\"{MARK}\" height=\"11\"/>",
+                    baseline - 10.0
                 )),
             }
+            let end = begin - 6.0;
             self.write(format_args!(
-                "<text class=\"label\" text-anchor=\"end\" x=\"{right:.1}\" y=\"{baseline}\">{}</text>\n",
+                "<text class=\"label\" text-anchor=\"end\" x=\"{end:.1}\" y=\"{baseline}\">{}</text>\n",
                 escaped(&name)
             ));
-            right = begin - 16.0;
+            // More than the mean width of a letter, so that entries stay apart.
+            right = end - 7.0 * name.chars().count() as f64 - 12.0;
         }
     }
 
