@@ -1,6 +1,6 @@
 //! How much load there is when.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
 /// What a trace counts.
@@ -114,19 +114,12 @@ impl Trace {
     /// # Errors
     /// Names file, line, column and what is expected.
     pub fn from_csv(file: &str, read: impl Read) -> Result<Self, TraceError> {
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .comment(Some(b'#'))
-            .trim(csv::Trim::All)
-            .from_reader(read);
         let rows = Rows { file };
-        let mut record = csv::StringRecord::new();
-        if !rows.next(&mut reader, &mut record)? {
+        let mut lines = Lines { file, lines: BufReader::new(read).lines(), number: 0 };
+        let Some((line, record)) = lines.next()? else {
             let expected = "is empty; the header time,concurrency or time,rps is expected";
             return Err(TraceError::Empty { file: file.to_owned(), line: 1, expected });
-        }
-        let line = rows.line(&record);
+        };
         let time = record.get(0).unwrap_or_default();
         if time != "time" {
             return Err(rows.wrong(line, 1, time, "the header time,concurrency or time,rps is expected"));
@@ -140,8 +133,7 @@ impl Trace {
 
         let mut values: Vec<(i64, f64)> = Vec::new();
         let mut start = None;
-        while rows.next(&mut reader, &mut record)? {
-            let line = rows.line(&record);
+        while let Some((line, record)) = lines.next()? {
             let seconds = rows.number(&record, 0, line, "time: a number of seconds is expected")?;
             let start = *start.get_or_insert(seconds);
             let value = rows.number(&record, 1, line, load_rule(unit))?;
@@ -176,6 +168,30 @@ fn load_rule(unit: Unit) -> &'static str {
     match unit {
         Unit::Concurrency => "concurrency: a number of at least 0 is expected",
         Unit::Rps => "rps: a number of at least 0 is expected",
+    }
+}
+
+/// The lines of a trace that say something. Numbers need no quotes, so a field is what stands between two commas, and
+/// every line, empty or not, counts.
+struct Lines<'a, R> {
+    file: &'a str,
+    lines: std::io::Lines<R>,
+    number: u64,
+}
+
+impl<R: BufRead> Lines<'_, R> {
+    /// The next line's number and fields.
+    fn next(&mut self) -> Result<Option<(u64, csv::StringRecord)>, TraceError> {
+        for line in self.lines.by_ref() {
+            self.number += 1;
+            let line = line
+                .map_err(|e| TraceError::Csv { file: self.file.to_owned(), source: csv::Error::from(e) })?;
+            let line = line.trim();
+            if !line.is_empty() && !line.starts_with('#') {
+                return Ok(Some((self.number, line.split(',').map(str::trim).collect())));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -39,7 +39,7 @@ fn an_idle_revision_goes_to_zero_and_wakes_at_once() {
     assert_eq!(at(&history, 50.0).ready_pods, 1);
     assert_eq!(at(&history, 100.0).ready_pods, 0);
     assert_eq!(history.summary.wakes, 1);
-    assert_eq!(at(&history, 300.4).ready_pods, 0);
+    assert_eq!(at(&history, 300.2).ready_pods, 0);
     assert!(at(&history, 301.0).ready_pods >= 1, "a pod takes half a second");
     // Half a second of ten requests a second waits; the pod has room for all of them at once.
     assert!((4.0..=6.0).contains(&history.summary.longest_queue), "{:?}", history.summary);
