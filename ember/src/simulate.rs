@@ -5,7 +5,7 @@ use std::io::{BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use ember_api::golang::parse_duration;
 use ember_simulate::azure::{self, Choice};
@@ -21,7 +21,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     source: Source,
     /// Only this row of the --azure file, counted from 1 after the header [default: the sum of all]
-    #[arg(long, requires = "azure", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     row: Option<u64>,
     /// What --generate counts
     #[arg(long, value_enum, default_value_t = Counted::Concurrency)]
@@ -140,6 +140,10 @@ fn settings(options: &Options) -> anyhow::Result<Vec<Setting>> {
 /// The load, and what to call it.
 fn load(options: &Options) -> anyhow::Result<(String, Trace)> {
     let source = &options.source;
+    ensure!(
+        options.row.is_none() || source.azure.is_some(),
+        "--row: only a file of --azure has rows to choose from"
+    );
     if let Some(path) = &source.trace {
         let (name, file) = open(path)?;
         return Ok((name.clone(), Trace::from_csv(&name, file)?));
