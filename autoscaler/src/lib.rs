@@ -6,11 +6,14 @@
 //! report for a sleeping revision and the write of its scale waits for a timer.
 
 pub mod bucket;
+pub mod bucket_objects;
+mod buckets;
 pub mod collection;
 pub mod config;
 pub mod decider;
 #[cfg(test)]
 mod examples;
+mod forwarder;
 mod gauges;
 #[cfg(test)]
 mod golden;
@@ -22,6 +25,7 @@ mod pace;
 pub mod podautoscaler;
 pub mod pods;
 mod probe;
+mod replica;
 pub mod resolution;
 mod revisions;
 pub mod sample_size;
@@ -52,15 +56,19 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::Config;
+pub use config::{Config, Replica};
 
+use crate::buckets::Buckets;
+use crate::forwarder::Forwarder;
 use crate::held::HeldReports;
 use crate::metric::{MetricReconciler, Parts};
 use crate::podautoscaler::reconciler::{Reconciler, is_ours};
 use crate::podautoscaler::scale_target::ScaleTargets;
 use crate::pods::PodIndex;
+use crate::replica::Membership;
 use crate::resolution::Settings;
 use crate::revisions::{MonotonicClock, Revisions};
+use crate::stat_server::StatSink;
 
 /// Name that events are recorded under.
 const EVENT_SOURCE: &str = "kpa-class-podautoscaler-controller";
@@ -74,6 +82,9 @@ pub enum Error {
     /// The port that activators report to is gone.
     #[error("the stats port failed: {0}")]
     Stats(#[source] io::Error),
+    /// The ConfigMap on leader election cannot be used.
+    #[error("ConfigMap {0}: {1}")]
+    Election(String, String),
 }
 
 /// Watched copies of what the autoscaler looks at.
@@ -88,7 +99,7 @@ struct Caches {
 /// Scales revisions until `shutdown`.
 ///
 /// # Errors
-/// When an address cannot be listened on, or the stats port fails.
+/// When an address cannot be listened on, the stats port fails, or the ConfigMap on leader election makes no sense.
 pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     let config = Arc::new(config);
     let listen = async |addr| io.network.listen(addr).await.map_err(|e| Error::Listen(addr, e));
@@ -97,6 +108,14 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
         Some(addr) => Some(listen(addr).await?),
         None => None,
     };
+    let election = match &config.replica {
+        Some(replica) => Some((replica.clone(), replica::settings(&client, &config).await?)),
+        None => None,
+    };
+    let buckets = Arc::new(match &election {
+        Some((_, settings)) => Buckets::shared(settings.buckets),
+        None => Buckets::sole(),
+    });
     let stop = shutdown.child_token();
     let tasks = TaskTracker::new();
     let caches = Caches {
@@ -112,7 +131,7 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
     let pods = PodIndex::default();
     let clock = MonotonicClock::new(Arc::clone(&io.clock));
     let held = HeldReports::new(config.held_reports, config.held_report_lifetime);
-    let revisions = Arc::new(Revisions::new(clock, pods.clone(), held));
+    let revisions = Arc::new(Revisions::new(clock, pods.clone(), held, Arc::clone(&buckets)));
     let (registry, duration) = gauges::registry(Arc::clone(&revisions));
     let reconciler = Arc::new(Reconciler {
         config: Arc::clone(&config),
@@ -125,6 +144,7 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
         targets: ScaleTargets::new(caches.deployments.clone(), client.clone()),
         applier: Applier::new(client.clone()),
         events,
+        buckets: Arc::clone(&buckets),
         revisions,
         queue: WorkQueue::new(),
         tasks: tasks.clone(),
@@ -136,18 +156,38 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
     enqueue_changes(&caches, &reconciler, &metrics);
     watch(&caches, &client, &tasks, &stop);
     let settings = &reconciler.settings;
-    tasks.spawn(settings.run(client, &config.system_namespace, Settings::parse, stop.clone()));
+    tasks.spawn(settings.run(client.clone(), &config.system_namespace, Settings::parse, stop.clone()));
     if let Some(listener) = exposition {
         tasks.spawn(gauges::serve(listener, Arc::new(registry), stop.clone(), tasks.clone()));
     }
-    tasks.spawn(control(caches, Arc::clone(&reconciler), metrics));
+    let (elections, resign) = (TaskTracker::new(), CancellationToken::new());
+    if let Some((replica, settings)) = election {
+        let membership = Membership {
+            replica,
+            settings,
+            client,
+            io: io.clone(),
+            reconciler: Arc::clone(&reconciler),
+            metrics: Arc::clone(&metrics),
+        };
+        membership.start(&tasks, &elections, &resign);
+    }
+    let local = Arc::clone(&reconciler) as Arc<dyn StatSink>;
+    let forwarder = Forwarder::start(&buckets, &local, &config, &io, (&tasks, &stop));
+    tasks.spawn(control(caches, reconciler, metrics));
 
     // Activators may connect before anything else is ready: their reports wait for their revisions.
-    let served = stat_server::serve(stats, &config, io, reconciler, shutdown).await;
+    let served = stat_server::serve(stats, &config, io, Arc::new(forwarder), shutdown).await;
     stop.cancel();
     tasks.close();
     if tokio::time::timeout(config.shutdown_timeout, tasks.wait()).await.is_err() {
         tracing::warn!("some work did not end in time");
+    }
+    // Only now: whoever takes over finds nobody else at work.
+    resign.cancel();
+    elections.close();
+    if tokio::time::timeout(config.shutdown_timeout, elections.wait()).await.is_err() {
+        tracing::warn!("some Leases were not given up in time");
     }
     served.map_err(Error::Stats)
 }
