@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod stage;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,17 +31,14 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use prost::Message as _;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use stage::{PATIENCE, create, eventually, follow_services};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The machine's network, except that host names of Services lead to the test's own listener.
 struct TestNetwork {
@@ -297,31 +296,6 @@ fn first_report(revision: &str) -> Vec<u8> {
     WireStatMessages { messages: vec![message] }.encode_to_vec()
 }
 
-/// Keeps the status of ServerlessServices as their controller would.
-async fn follow_services(client: Client, shutdown: CancellationToken) {
-    let api: Api<ServerlessService> = Api::namespaced(client, "ns");
-    let changes = kube::runtime::watcher(api.clone(), kube::runtime::watcher::Config::default());
-    let mut changes = std::pin::pin!(kube::runtime::WatchStreamExt::applied_objects(changes));
-    while let Some(Some(change)) = shutdown.run_until_cancelled(changes.next()).await {
-        let sks = change.unwrap();
-        let observed = sks.status.as_ref().map(|s| s.observed_generation);
-        if sks.owner_references().is_empty() || observed == sks.metadata.generation {
-            continue;
-        }
-        let (name, now) = (sks.name_any(), jiff::Timestamp::now());
-        let patch = json!({"status": {
-            "observedGeneration": sks.metadata.generation,
-            "serviceName": name, "privateServiceName": format!("{name}-private"),
-            "conditions": [
-                {"type": "ActivatorEndpointsPopulated", "status": "True", "severity": "Info", "lastTransitionTime": now},
-                {"type": "EndpointsPopulated", "status": "True", "lastTransitionTime": now},
-                {"type": "Ready", "status": "True", "lastTransitionTime": now},
-            ],
-        }});
-        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    }
-}
-
 async fn answer(listener: TcpListener, answers: Arc<Answers>, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     while let Some(Ok((stream, _))) = shutdown.run_until_cancelled(listener.accept()).await {
@@ -338,29 +312,6 @@ async fn answer(listener: TcpListener, answers: Arc<Answers>, shutdown: Cancella
     }
     connections.close();
     connections.wait().await;
-}
-
-async fn create<K>(client: &Client, namespace: &str, object: Value) -> K
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let object: K = serde_json::from_value(object).unwrap();
-    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap()
-}
-
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "still waiting for {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 fn sleepy() -> Value {
