@@ -14,6 +14,18 @@ pub struct Replica {
     pub pod_ip: IpAddr,
 }
 
+/// Who takes care of PodAutoscalers of the class `hpa.autoscaling.knative.dev`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HpaClass {
+    /// This process: it writes HorizontalPodAutoscalers, which Kubernetes runs.
+    Managed,
+    /// Nobody, as nothing runs HorizontalPodAutoscalers: such PodAutoscalers say so.
+    #[default]
+    Unavailable,
+    /// Another process.
+    Elsewhere,
+}
+
 /// Start configuration. Every wait is a field; the defaults are Knative's.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,6 +59,8 @@ pub struct Config {
     pub reconcile_timeout: Duration,
     /// PodAutoscalers and Metrics worked on at the same time, each. Default 16.
     pub reconcile_concurrency: usize,
+    /// Who takes care of the HPA class. Default: nobody.
+    pub hpa_class: HpaClass,
     /// This replica, where there may be others; `None` (the default): every revision is its own, and no Lease is needed.
     pub replica: Option<Replica>,
     /// Name of the ConfigMap on leader election, read once. Default `config-leader-election`.
@@ -95,6 +109,7 @@ impl Default for Config {
             probe_requeue: Duration::from_secs(1),
             reconcile_timeout: Duration::from_secs(30),
             reconcile_concurrency: 16,
+            hpa_class: HpaClass::default(),
             replica: None,
             leader_election_name: leader_election::NAME.to_owned(),
             peer_port: 8080,

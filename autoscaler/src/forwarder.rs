@@ -177,7 +177,7 @@ impl Link {
             match tokio::time::timeout(config.peer_timeout, connecting).await {
                 Ok(Ok((socket, _))) => return Some(socket),
                 Ok(Err(error)) => {
-                    tracing::debug!(bucket, host, %error, "the bucket's owner cannot be reached")
+                    tracing::debug!(bucket, host, %error, "the bucket's owner cannot be reached");
                 }
                 Err(_) => tracing::debug!(bucket, host, "the bucket's owner did not answer in time"),
             }

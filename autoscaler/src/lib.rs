@@ -11,6 +11,7 @@ mod buckets;
 pub mod collection;
 pub mod config;
 pub mod decider;
+pub mod environment;
 #[cfg(test)]
 mod examples;
 mod forwarder;
@@ -18,6 +19,7 @@ mod gauges;
 #[cfg(test)]
 mod golden;
 mod held;
+pub mod hpa;
 #[cfg(test)]
 mod laws;
 pub mod metric;
@@ -36,6 +38,7 @@ pub mod stat_server;
 pub mod time;
 pub mod window;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -49,6 +52,7 @@ use ember_reconcile::config::ConfigStore;
 use ember_reconcile::event::EventRecorder;
 use ember_reconcile::queue::WorkQueue;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -56,11 +60,13 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, Replica};
+pub use config::{Config, HpaClass, Replica};
+pub use environment::Environment;
 
 use crate::buckets::Buckets;
 use crate::forwarder::Forwarder;
 use crate::held::HeldReports;
+use crate::hpa::reconciler::HpaReconciler;
 use crate::metric::{MetricReconciler, Parts};
 use crate::podautoscaler::reconciler::{Reconciler, is_ours};
 use crate::podautoscaler::scale_target::ScaleTargets;
@@ -72,6 +78,7 @@ use crate::stat_server::StatSink;
 
 /// Name that events are recorded under.
 const EVENT_SOURCE: &str = "kpa-class-podautoscaler-controller";
+const HPA_EVENT_SOURCE: &str = "hpa-class-podautoscaler-controller";
 
 /// Why the autoscaler stopped.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +101,7 @@ struct Caches {
     services: Cache<ServerlessService>,
     deployments: Cache<Deployment>,
     pods: Cache<Pod>,
+    horizontal: Cache<HorizontalPodAutoscaler>,
 }
 
 /// Scales revisions until `shutdown`.
@@ -124,6 +132,7 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
         services: Cache::new(),
         deployments: Cache::new(),
         pods: Cache::new(),
+        horizontal: Cache::new(),
     };
     let (events, writing_events) = EventRecorder::new(client.clone(), EVENT_SOURCE, stop.clone());
     tasks.spawn(writing_events);
@@ -153,8 +162,17 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
     let parts = Parts { applier: Applier::new(client.clone()), queue: WorkQueue::new(), duration };
     let metrics = Arc::new(MetricReconciler::new(Arc::clone(&reconciler), parts));
 
-    enqueue_changes(&caches, &reconciler, &metrics);
-    watch(&caches, &client, &tasks, &stop);
+    let (hpa_events, writing_events) = EventRecorder::new(client.clone(), HPA_EVENT_SOURCE, stop.clone());
+    tasks.spawn(writing_events);
+    let hpa = Arc::new(HpaReconciler {
+        shared: Arc::clone(&reconciler),
+        autoscalers: caches.horizontal.clone(),
+        events: hpa_events,
+        queue: WorkQueue::new(),
+    });
+
+    enqueue_changes(&caches, &reconciler, &metrics, &hpa);
+    watch(&caches, &client, &tasks, &stop, config.hpa_class);
     let settings = &reconciler.settings;
     tasks.spawn(settings.run(client.clone(), &config.system_namespace, Settings::parse, stop.clone()));
     if let Some(listener) = exposition {
@@ -169,12 +187,13 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
             io: io.clone(),
             reconciler: Arc::clone(&reconciler),
             metrics: Arc::clone(&metrics),
+            hpa: Arc::clone(&hpa),
         };
         membership.start(&tasks, &elections, &resign);
     }
     let local = Arc::clone(&reconciler) as Arc<dyn StatSink>;
     let forwarder = Forwarder::start(&buckets, &local, &config, &io, (&tasks, &stop));
-    tasks.spawn(control(caches, reconciler, metrics));
+    tasks.spawn(control(caches, reconciler, metrics, hpa));
 
     // Activators may connect before anything else is ready: their reports wait for their revisions.
     let served = stat_server::serve(stats, &config, io, Arc::new(forwarder), shutdown).await;
@@ -193,7 +212,12 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
 }
 
 /// Runs the control loops, once everything they look at has been seen.
-async fn control(caches: Caches, reconciler: Arc<Reconciler>, metrics: Arc<MetricReconciler>) {
+async fn control(
+    caches: Caches,
+    reconciler: Arc<Reconciler>,
+    metrics: Arc<MetricReconciler>,
+    hpa: Arc<HpaReconciler>,
+) {
     let stop = reconciler.stop.clone();
     let synced = async {
         tokio::join!(
@@ -224,42 +248,78 @@ async fn control(caches: Caches, reconciler: Arc<Reconciler>, metrics: Arc<Metri
             async move { metrics.reconcile(key).await }
         })
     };
+    let following = {
+        let (hpa, stop, horizontal) = (Arc::clone(&hpa), stop.clone(), caches.horizontal.clone());
+        async move {
+            // Where HorizontalPodAutoscalers cannot be listed, the Knative class goes on without them.
+            match hpa.shared.config.hpa_class {
+                HpaClass::Elsewhere => return,
+                HpaClass::Managed if stop.run_until_cancelled(horizontal.synced()).await.is_none() => return,
+                HpaClass::Managed | HpaClass::Unavailable => {}
+            }
+            let queue = hpa.queue.clone();
+            let work = move |key| {
+                let hpa = Arc::clone(&hpa);
+                async move { hpa.reconcile(key).await }
+            };
+            queue.run(concurrency, stop, work).await;
+        }
+    };
     tokio::join!(
         reconciling,
         measuring,
+        following,
         Arc::clone(&reconciler).tick(),
         metrics.scrape(),
-        follow_settings(&reconciler),
+        follow_settings(&reconciler, &hpa),
     );
 }
 
 /// Looks at every PodAutoscaler again when the configuration changed.
-async fn follow_settings(reconciler: &Reconciler) {
+async fn follow_settings(reconciler: &Reconciler, hpa: &HpaReconciler) {
     let mut changes = reconciler.settings.subscribe();
     loop {
         tokio::select! {
             () = reconciler.stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
-        for pa in reconciler.podautoscalers.all().iter().filter(|pa| is_ours(pa.annotations())) {
-            reconciler.queue.add(Key::of(&**pa));
+        for pa in reconciler.podautoscalers.all() {
+            enqueue(&reconciler.queue, &hpa.queue, pa.annotations(), Key::of(&*pa));
         }
     }
 }
 
-fn enqueue_changes(caches: &Caches, reconciler: &Arc<Reconciler>, metrics: &Arc<MetricReconciler>) {
-    let queue = reconciler.queue.clone();
+/// Queues a PodAutoscaler where its class, told by annotations of its own or of a child, is taken care of. What is of
+/// no class known here may have been of the Knative class before.
+fn enqueue(queue: &WorkQueue<Key>, hpa: &WorkQueue<Key>, annotations: &BTreeMap<String, String>, key: Key) {
+    if hpa::reconciler::is_ours(annotations) {
+        hpa.add(key.clone());
+    }
+    queue.add(key);
+}
+
+fn enqueue_changes(
+    caches: &Caches,
+    reconciler: &Arc<Reconciler>,
+    metrics: &Arc<MetricReconciler>,
+    hpa: &Arc<HpaReconciler>,
+) {
+    let (queue, horizontal) = (reconciler.queue.clone(), hpa.queue.clone());
     caches.podautoscalers.on_change(move |change| {
         if !is_known(change) {
-            queue.add(Key::of(&**change.object()));
+            let pa = change.object();
+            enqueue(&queue, &horizontal, pa.annotations(), Key::of(&**pa));
         }
     });
-    let queue = reconciler.queue.clone();
-    caches.services.on_change(move |change| add_owner(&queue, change));
+    let (queue, horizontal) = (reconciler.queue.clone(), hpa.queue.clone());
+    caches.services.on_change(move |change| add_owner(&queue, &horizontal, change));
+    let (queue, horizontal) = (reconciler.queue.clone(), hpa.queue.clone());
+    caches.horizontal.on_change(move |change| add_owner(&queue, &horizontal, change));
+    let horizontal = hpa.queue.clone();
     let (queue, collecting) = (reconciler.queue.clone(), metrics.queue.clone());
     caches.metrics.on_change(move |change| {
         collecting.add(Key::of(&**change.object()));
-        add_owner(&queue, change);
+        add_owner(&queue, &horizontal, change);
     });
     let (queue, index) = (reconciler.queue.clone(), reconciler.pods.clone());
     caches.pods.on_change(move |change| {
@@ -279,27 +339,38 @@ fn is_known<K: Resource>(change: &Change<K>) -> bool {
 }
 
 /// Queues the PodAutoscaler that a child belongs to.
-fn add_owner<K: Resource>(queue: &WorkQueue<Key>, change: &Change<K>) {
+fn add_owner<K: Resource>(queue: &WorkQueue<Key>, hpa: &WorkQueue<Key>, change: &Change<K>) {
     if is_known(change) {
         return;
     }
     let child = change.object();
     let owners = child.meta().owner_references.iter().flatten();
     let mut owners = owners.filter(|owner| owner.controller == Some(true) && owner.kind == "PodAutoscaler");
-    if let Some(owner) = owners.next()
-        && is_ours(child.annotations())
-    {
-        queue.add(Key::new(child.namespace().unwrap_or_default(), &owner.name));
+    let Some(owner) = owners.next() else { return };
+    let key = Key::new(child.namespace().unwrap_or_default(), &owner.name);
+    if is_ours(child.annotations()) {
+        queue.add(key);
+    } else if hpa::reconciler::is_ours(child.annotations()) {
+        hpa.add(key);
     }
 }
 
-fn watch(caches: &Caches, client: &Client, tasks: &TaskTracker, stop: &CancellationToken) {
+fn watch(
+    caches: &Caches,
+    client: &Client,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    hpa_class: HpaClass,
+) {
     let watch = Watch { client, tasks, stop };
     watch.all(&caches.podautoscalers, "");
     watch.all(&caches.metrics, "");
     watch.all(&caches.services, "");
     watch.all(&caches.deployments, labels::REVISION_UID);
     watch.all(&caches.pods, labels::REVISION_UID);
+    if hpa_class == HpaClass::Managed {
+        watch.all(&caches.horizontal, "");
+    }
 }
 
 struct Watch<'a> {

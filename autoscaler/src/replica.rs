@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Replica};
+use crate::hpa::reconciler::HpaReconciler;
 use crate::metric::MetricReconciler;
-use crate::podautoscaler::reconciler::{Reconciler, is_ours};
-use crate::{Error, bucket, bucket_objects};
+use crate::podautoscaler::reconciler::Reconciler;
+use crate::{Error, bucket, bucket_objects, enqueue};
 
 /// Pause between attempts at writing a bucket's Service and EndpointSlice; doubles up to the longest one.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -76,6 +77,7 @@ pub(crate) struct Membership {
     pub(crate) io: Io,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) metrics: Arc<MetricReconciler>,
+    pub(crate) hpa: Arc<HpaReconciler>,
 }
 
 impl Membership {
@@ -144,9 +146,12 @@ impl Membership {
     fn take_over(&self, bucket: usize) {
         let Self { reconciler, metrics, .. } = self;
         let in_bucket = |key: &Key| reconciler.buckets.of(key) == bucket;
-        let all = reconciler.podautoscalers.all();
-        let keys = all.iter().filter(|pa| is_ours(pa.annotations())).map(|pa| Key::of(&**pa));
-        keys.filter(in_bucket).for_each(|key| reconciler.queue.add(key));
+        for pa in reconciler.podautoscalers.all() {
+            let key = Key::of(&*pa);
+            if in_bucket(&key) {
+                enqueue(&reconciler.queue, &self.hpa.queue, pa.annotations(), key);
+            }
+        }
         let all = metrics.metrics.all();
         let keys = all.iter().map(|metric| Key::of(&**metric));
         keys.filter(in_bucket).for_each(|key| metrics.queue.add(key));

@@ -130,12 +130,12 @@ impl Reconciler {
         });
     }
 
-    fn resolve(&self, pa: &PodAutoscaler) -> Resolved {
+    pub(crate) fn resolve(&self, pa: &PodAutoscaler) -> Resolved {
         let settings = self.settings.load();
         resolve(pa.annotations(), &pa.spec, &settings, self.config.activation_timeout_buffer)
     }
 
-    fn timestamp(&self) -> Timestamp {
+    pub(crate) fn timestamp(&self) -> Timestamp {
         Timestamp::from_millisecond(self.revisions.now().as_millis()).unwrap_or(Timestamp::MAX)
     }
 
@@ -278,7 +278,11 @@ impl Reconciler {
         })
     }
 
-    async fn write_status(&self, live: &PodAutoscaler, status: PodAutoscalerStatus) -> Result<(), Error> {
+    pub(crate) async fn write_status(
+        &self,
+        live: &PodAutoscaler,
+        status: PodAutoscalerStatus,
+    ) -> Result<(), Error> {
         let action = Action::update_status(&PodAutoscaler { status: Some(status), ..live.clone() });
         match self.applier.execute_into(&action, &self.podautoscalers).await {
             Ok(_) => Ok(()),
