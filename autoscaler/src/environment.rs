@@ -1,13 +1,15 @@
 //! The start configuration of the container, from its environment.
 
 use std::collections::BTreeMap;
-use std::net::{AddrParseError, IpAddr};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr};
 
+use ember_api::configmaps::observability::Observability;
 use ember_api::configmaps::{logging, observability};
 
 use crate::config::{Config, HpaClass, Replica};
 
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
+const METRICS_PORT: u16 = 9090;
 
 /// What the container is told.
 #[derive(Debug, Clone)]
@@ -90,6 +92,24 @@ impl Environment {
             metrics_port: port.transpose()?,
         })
     }
+
+    /// Where Prometheus is served, if that is what is asked for: at the endpoint of the ConfigMap, a port or an address
+    /// with one; a host or port of the environment goes first. What is no endpoint counts as none.
+    #[must_use]
+    pub fn metrics_addr(&self, observability: &Observability) -> Option<SocketAddr> {
+        if observability.metrics.protocol != "prometheus" {
+            return None;
+        }
+        let endpoint = observability.metrics.endpoint.as_str();
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let asked = endpoint.parse::<SocketAddr>().ok().or_else(|| {
+            Some(SocketAddr::new(any, endpoint.strip_prefix(':').unwrap_or(endpoint).parse().ok()?))
+        });
+        let asked = asked.unwrap_or(SocketAddr::new(any, METRICS_PORT));
+        let (host, port) =
+            (self.metrics_host.unwrap_or(asked.ip()), self.metrics_port.unwrap_or(asked.port()));
+        Some(SocketAddr::new(host, port))
+    }
 }
 
 /// The domain of the first `svc.<domain>` in a `search` line.
@@ -148,6 +168,24 @@ mod tests {
         );
         assert_eq!(given.kubernetes_min_version, "v1.30.0");
         assert_eq!((given.metrics_host, given.metrics_port), (Some("::1".parse().unwrap()), Some(9999)));
+    }
+
+    #[test]
+    fn prometheus_is_served_only_where_that_is_asked_for() {
+        let observability = |data: &[(&str, &str)]| {
+            let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            Observability::parse(&data).unwrap()
+        };
+        let prometheus = ("metrics-protocol", "prometheus");
+        let environment = read(&REQUIRED, "").unwrap();
+        let addr =
+            |data: &[(&str, &str)]| environment.metrics_addr(&observability(data)).map(|a| a.to_string());
+        assert_eq!(addr(&[]), None);
+        assert_eq!(addr(&[prometheus]).as_deref(), Some("0.0.0.0:9090"));
+        assert_eq!(addr(&[prometheus, ("metrics-endpoint", ":9191")]).as_deref(), Some("0.0.0.0:9191"));
+        let moved = [REQUIRED.as_slice(), &[("METRICS_PROMETHEUS_PORT", "9999")]].concat();
+        let moved = read(&moved, "").unwrap().metrics_addr(&observability(&[prometheus]));
+        assert_eq!(moved.map(|addr| addr.port()), Some(9999));
     }
 
     #[test]

@@ -473,6 +473,49 @@ async fn bounds_follow_edits_of_annotations_and_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_configuration_leaves_the_last_good_one_in_force() {
+    let mut first = sleepy();
+    first["min-scale"] = "3".into();
+    let world = World::start(first, no_timers).await;
+    world.revision("rev", 1, json!({})).await;
+    world.until_replicas("rev", 3).await;
+    let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), "knative-serving");
+    let change = async |data: Value| {
+        let patch = Patch::Merge(json!({"data": data}));
+        maps.patch("config-autoscaler", &PatchParams::default(), &patch).await.unwrap();
+    };
+    change(json!({"min-scale": "7", "max-scale-up-rate": "1.0"})).await;
+    world.revision("other", 1, json!({})).await;
+    world.until_replicas("other", 3).await;
+    change(json!({"min-scale": "5", "max-scale-up-rate": "2.0"})).await;
+    for name in ["rev", "other"] {
+        world.until_replicas(name, 5).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hpa_class_says_so_where_nothing_runs_it() {
+    let world = World::start(sleepy(), no_timers).await;
+    let pa = json!({
+        "metadata": {
+            "name": "rev",
+            "annotations": {"autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev"},
+        },
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "rev-deployment"},
+            "protocolType": "http1",
+        },
+    });
+    create::<PodAutoscaler>(&world.client, "ns", pa).await;
+    let pa = world.until_active("rev", "False", "HorizontalPodAutoscalerUnavailable").await;
+    let ready = pa.status.unwrap().conditions.get("Ready").unwrap().clone();
+    assert_eq!(ready.status.as_str(), "False");
+    assert!(ready.message.contains("use class kpa.autoscaling.knative.dev"), "{}", ready.message);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_child_is_left_alone_and_reported() {
     let world = World::start(sleepy(), no_timers).await;
     let sks = json!({
