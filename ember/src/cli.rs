@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::activator;
+use crate::autoscaler;
 use crate::client::commands::Output;
 use crate::demo_app::App;
 
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     },
     /// Run the activator, configured as its container on Kubernetes
     Activator(activator::Options),
+    /// Run the autoscaler, configured as its container on Kubernetes
+    Autoscaler(autoscaler::Options),
     /// Serve a small app to try things with
     DemoApp {
         /// Which app

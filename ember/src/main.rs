@@ -1,6 +1,7 @@
 //! The `ember` command: Knative Serving in one process, and its command line.
 
 mod activator;
+mod autoscaler;
 mod cli;
 mod client;
 mod container;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Up(options) => up::run(&options),
         Command::Activator(options) => activator::run(&options),
+        Command::Autoscaler(options) => autoscaler::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {
             block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))
