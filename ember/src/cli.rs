@@ -9,6 +9,7 @@ use crate::activator;
 use crate::autoscaler;
 use crate::client::commands::Output;
 use crate::demo_app::App;
+use crate::simulate;
 
 /// Knative Serving in one program: HTTP services that scale to zero, wake on the next request and split traffic.
 #[derive(Debug, Parser)]
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Activator(activator::Options),
     /// Run the autoscaler, configured as its container on Kubernetes
     Autoscaler(autoscaler::Options),
+    /// Show what the autoscaler would do about a load
+    Simulate(simulate::Options),
     /// Serve a small app to try things with
     DemoApp {
         /// Which app

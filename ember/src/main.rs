@@ -6,16 +6,21 @@ mod cli;
 mod client;
 mod container;
 mod demo_app;
+mod simulate;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use ember_allocator::Allocator;
 use ember_telemetry::request_log::Output;
 
 use cli::{Cli, Command};
 use client::commands;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// How long the last requests may take to be logged.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -44,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Up(options) => up::run(&options),
         Command::Activator(options) => activator::run(&options),
         Command::Autoscaler(options) => autoscaler::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {
             block_on(commands::run_apply(target.kubeconfig(), &file, &target.namespace))

@@ -23,7 +23,7 @@ fn refusal(arguments: &[&str]) -> String {
 fn help_names_every_command() {
     let output = ember(&["--help"]);
     let help = String::from_utf8_lossy(&output.stdout);
-    for command in ["up", "apply", "get", "delete", "logs", "activator", "demo-app"] {
+    for command in ["up", "apply", "get", "delete", "logs", "activator", "simulate", "demo-app"] {
         assert!(help.contains(&format!("\n  {command}")), "{command} in {help}");
     }
 }

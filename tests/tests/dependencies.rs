@@ -18,6 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ember-reconcile", &["ember-api"]),
     ("ember-activator", &["ember-api", "ember-dataplane", "ember-reconcile"]),
     ("ember-autoscaler", &["ember-api", "ember-dataplane", "ember-reconcile"]),
+    // Runs the autoscaler's pure core over a trace.
+    ("ember-simulate", &["ember-api", "ember-autoscaler", "ember-dataplane"]),
     ("ember-ingress", &["ember-api", "ember-dataplane", "ember-reconcile"]),
     ("ember-controller", &["ember-api", "ember-reconcile"]),
     ("ember-apiserver", &["ember-api"]),
@@ -28,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ember-bench",
         &[
             "ember-activator",
+            "ember-allocator",
             "ember-api",
             "ember-apiserver",
             "ember-dataplane",
