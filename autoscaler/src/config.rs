@@ -3,6 +3,29 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use ember_api::configmaps::leader_election;
+
+/// This replica among several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its pod's name.
+    pub pod_name: String,
+    /// Where the other replicas reach it.
+    pub pod_ip: IpAddr,
+}
+
+/// Who takes care of PodAutoscalers of the class `hpa.autoscaling.knative.dev`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HpaClass {
+    /// This process: it writes HorizontalPodAutoscalers, which Kubernetes runs.
+    Managed,
+    /// Nobody, as nothing runs HorizontalPodAutoscalers: such PodAutoscalers say so.
+    #[default]
+    Unavailable,
+    /// Another process.
+    Elsewhere,
+}
+
 /// Start configuration. Every wait is a field; the defaults are Knative's.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -36,7 +59,23 @@ pub struct Config {
     pub reconcile_timeout: Duration,
     /// PodAutoscalers and Metrics worked on at the same time, each. Default 16.
     pub reconcile_concurrency: usize,
-    /// How long a report for a revision that is not known yet is kept. Default 60 s.
+    /// Who takes care of the HPA class. Default: nobody.
+    pub hpa_class: HpaClass,
+    /// This replica, where there may be others; `None` (the default): every revision is its own, and no Lease is needed.
+    pub replica: Option<Replica>,
+    /// Name of the ConfigMap on leader election, read once. Default `config-leader-election`.
+    pub leader_election_name: String,
+    /// Port on which other replicas take reports. Default 8080.
+    pub peer_port: u16,
+    /// How long connecting or sending to another replica may take, each. Default 500 ms.
+    pub peer_timeout: Duration,
+    /// How often connections to other replicas are pinged. Default 3.33 s.
+    pub peer_ping_interval: Duration,
+    /// Pause after a report could not be sent on. Default 500 ms.
+    pub forward_retry: Duration,
+    /// Reports of one bucket that wait to be sent on; more are dropped. Default 1000.
+    pub forward_queue: usize,
+    /// How long a report is kept for a revision that is not known yet, or while its bucket has no owner. Default 60 s.
     pub held_report_lifetime: Duration,
     /// Reports kept for revisions that are not known yet. Default 4096.
     pub held_reports: usize,
@@ -70,6 +109,14 @@ impl Default for Config {
             probe_requeue: Duration::from_secs(1),
             reconcile_timeout: Duration::from_secs(30),
             reconcile_concurrency: 16,
+            hpa_class: HpaClass::default(),
+            replica: None,
+            leader_election_name: leader_election::NAME.to_owned(),
+            peer_port: 8080,
+            peer_timeout: Duration::from_millis(500),
+            peer_ping_interval: Duration::from_millis(3333),
+            forward_retry: Duration::from_millis(500),
+            forward_queue: 1000,
             held_report_lifetime: Duration::from_secs(60),
             held_reports: 4096,
             max_stat_connections: 1024,

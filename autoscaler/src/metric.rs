@@ -112,6 +112,9 @@ impl MetricReconciler {
 
     /// Brings one Metric in order. A failed collection is its status and no error of the loop.
     pub(crate) async fn reconcile(&self, key: Key) -> Result<Next, ApplyError> {
+        if !self.podautoscalers.buckets.owns(&key) {
+            return Ok(Next::Wait);
+        }
         let metric = match self.metrics.get_key(&key) {
             Some(metric) if metric.metadata.deletion_timestamp.is_none() => metric,
             Some(_) => return Ok(Next::Wait),
@@ -132,6 +135,11 @@ impl MetricReconciler {
             self.applier.execute_into(&action, &self.metrics).await?;
         }
         Ok(Next::Wait)
+    }
+
+    /// Forgets the ways to pods of revisions that are another replica's by now.
+    pub(crate) fn forget_foreign(&self) {
+        self.ways.lock().retain(|key, _| self.podautoscalers.buckets.owns(key));
     }
 
     /// Scrapes all revisions that have pods, again and again until the component stops.

@@ -14,6 +14,7 @@ use ember_reconcile::cache::Key;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
+use crate::buckets::Buckets;
 use crate::collection::{Collection, CollectionSpec};
 use crate::decider::{Decider, DeciderSpec, DeciderStatus, Decision};
 use crate::held::HeldReports;
@@ -74,6 +75,18 @@ struct DeciderState {
     last: Option<Decision>,
     /// The latest scale that was asked of the target.
     requested: Option<i32>,
+    /// The scale found at the beginning, and until when less is not asked for.
+    floor: Option<(i32, Time)>,
+}
+
+impl DeciderState {
+    /// Whoever takes a revision over knows nothing of its past: until the windows have filled, it keeps what it found.
+    fn floor(&self, now: Time) -> i32 {
+        match self.floor {
+            Some((replicas, until)) if self.spec.reachable && now < until => replicas,
+            _ => 0,
+        }
+    }
 }
 
 struct CollectionState {
@@ -116,16 +129,23 @@ pub(crate) struct ScrapeJob {
 pub(crate) struct Revisions {
     clock: MonotonicClock,
     pods: PodIndex,
+    buckets: Arc<Buckets>,
     revisions: RwLock<HashMap<Key, Arc<Revision>>>,
     held: Mutex<HeldReports>,
     generations: AtomicI64,
 }
 
 impl Revisions {
-    pub(crate) fn new(clock: MonotonicClock, pods: PodIndex, held: HeldReports) -> Self {
+    pub(crate) fn new(
+        clock: MonotonicClock,
+        pods: PodIndex,
+        held: HeldReports,
+        buckets: Arc<Buckets>,
+    ) -> Self {
         Self {
             clock,
             pods,
+            buckets,
             revisions: RwLock::default(),
             held: Mutex::new(held),
             generations: AtomicI64::new(0),
@@ -156,12 +176,14 @@ impl Revisions {
         }))
     }
 
-    /// Creates or updates a decider; returns its status. Reports that waited for it count already.
+    /// Creates or updates a decider; returns its status. Reports that waited for it count already. A new one asks for
+    /// no less than `found` for a stable window: the scale of a revision that ran before.
     pub(crate) fn ensure_decider(
         &self,
         key: &Key,
         labels: RevisionLabels,
         spec: &DeciderSpec,
+        found: Option<i32>,
     ) -> DeciderStatus {
         let revision = self.get_or_create(key);
         let mut state = revision.state.lock();
@@ -175,14 +197,16 @@ impl Revisions {
             None => {
                 let counted = Key::new(&key.namespace, &labels.revision);
                 let ready = self.pods.counts(&counted).ready;
+                let now = self.now();
                 state.decider = Some(DeciderState {
                     revision: counted,
                     labels,
-                    decider: Decider::new(spec, ready, self.now()),
+                    decider: Decider::new(spec, ready, now),
                     status: DeciderStatus::initial(spec),
                     spec: spec.clone(),
                     last: None,
                     requested: None,
+                    floor: found.map(|replicas| (replicas, now.after(spec.stable_window))),
                 });
             }
         }
@@ -247,8 +271,11 @@ impl Revisions {
         }
     }
 
-    /// The status of a decider.
+    /// The status of a decider, while the revision is this replica's to decide on.
     pub(crate) fn status(&self, key: &Key) -> Option<DeciderStatus> {
+        if !self.buckets.owns(key) {
+            return None;
+        }
         self.get(key)?.state.lock().decider.as_ref().map(|d| d.status)
     }
 
@@ -316,7 +343,7 @@ impl Revisions {
         tracing::trace!(revision = %decider.revision, ?decision, ready, ?load, "decided");
         decider.last = Some(decision);
         let next = DeciderStatus {
-            desired_scale: decision.desired,
+            desired_scale: decision.desired.max(decider.floor(now)),
             excess_burst_capacity: decision.excess_burst_capacity,
         };
         let before = std::mem::replace(&mut decider.status, next);
@@ -327,9 +354,17 @@ impl Revisions {
         self.revisions.read().values().cloned().collect()
     }
 
+    /// Forgets the revisions that are another replica's by now.
+    pub(crate) fn forget_foreign(&self) {
+        self.revisions.write().retain(|key, _| self.buckets.owns(key));
+    }
+
     /// Evaluates every revision; calls `changed` for those whose reconciler has to be told.
     pub(crate) fn tick(&self, mut changed: impl FnMut(&Key, DeciderStatus)) {
         self.held.lock().forget_old();
+        if self.buckets.are_shared() {
+            self.forget_foreign();
+        }
         for revision in self.all() {
             let outcome = self.evaluate(&mut revision.state.lock());
             if let Some(status) = outcome {
@@ -430,7 +465,8 @@ mod tests {
 
     fn revisions() -> Revisions {
         let clock = MonotonicClock::new(Arc::new(FixedClock));
-        Revisions::new(clock, PodIndex::default(), HeldReports::new(8, Duration::from_secs(60)))
+        let held = HeldReports::new(8, Duration::from_secs(60));
+        Revisions::new(clock, PodIndex::default(), held, Arc::new(Buckets::sole()))
     }
 
     fn spec() -> DeciderSpec {
@@ -476,7 +512,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_report_for_a_revision_that_never_ran_wakes_it_at_once() {
         let (revisions, key) = (revisions(), Key::new("ns", "rev"));
-        assert_eq!(revisions.ensure_decider(&key, labels(), &spec()).desired_scale, -1);
+        assert_eq!(revisions.ensure_decider(&key, labels(), &spec(), None).desired_scale, -1);
         revisions.ensure_collection(&key, collection());
         let status = revisions.accept(&key, report()).expect("a decision without a tick");
         assert_eq!(status.desired_scale, 1);
@@ -484,16 +520,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_ran_before_is_kept_until_a_window_has_been_seen() {
+        struct Steps(AtomicI64);
+        impl Clock for Steps {
+            fn now(&self) -> Duration {
+                Duration::from_secs(self.0.load(Ordering::Relaxed).unsigned_abs())
+            }
+        }
+        let clock = Arc::new(Steps(AtomicI64::new(946_684_800)));
+        let held = HeldReports::new(8, Duration::from_secs(60));
+        let monotonic = MonotonicClock::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        let revisions = Revisions::new(monotonic, PodIndex::default(), held, Arc::new(Buckets::sole()));
+        let key = Key::new("ns", "rev");
+        revisions.ensure_collection(&key, collection());
+        assert_eq!(revisions.ensure_decider(&key, labels(), &spec(), Some(7)).desired_scale, -1);
+        let wanted = |seconds: i64| {
+            clock.0.store(946_684_800 + seconds, Ordering::Relaxed);
+            let timestamp = 946_684_800 + seconds;
+            revisions.accept(&key, Stat { timestamp, ..report() });
+            revisions.tick(|_, _| {});
+            revisions.status(&key).unwrap().desired_scale
+        };
+        assert_eq!((wanted(1), wanted(59), wanted(60)), (7, 7, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_report_that_comes_before_its_revision_waits_for_both_parts() {
         let (revisions, key) = (revisions(), Key::new("ns", "rev"));
         assert_eq!(revisions.accept(&key, report()), None);
         assert_eq!(revisions.ensure_collection(&key, collection()), (None, None));
-        assert_eq!(revisions.ensure_decider(&key, labels(), &spec()).desired_scale, 1);
+        assert_eq!(revisions.ensure_decider(&key, labels(), &spec(), None).desired_scale, 1);
         assert_eq!(revisions.held.lock().len(), 0);
 
         let other = Key::new("ns", "other");
         assert_eq!(revisions.accept(&other, report()), None);
-        assert_eq!(revisions.ensure_decider(&other, labels(), &spec()).desired_scale, -1);
+        assert_eq!(revisions.ensure_decider(&other, labels(), &spec(), None).desired_scale, -1);
         let (_, changed) = revisions.ensure_collection(&other, collection());
         assert_eq!(changed.map(|s| s.desired_scale), Some(1));
     }
@@ -508,7 +569,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(61)).await;
         let key = Key::new("ns", "rev-0");
         revisions.ensure_collection(&key, collection());
-        assert_eq!(revisions.ensure_decider(&key, labels(), &spec()).desired_scale, -1, "too old");
+        assert_eq!(revisions.ensure_decider(&key, labels(), &spec(), None).desired_scale, -1, "too old");
         revisions.tick(|_, _| {});
         assert_eq!(revisions.held.lock().len(), 0);
     }
@@ -518,7 +579,7 @@ mod tests {
         let revisions = revisions();
         for number in 0..300 {
             let key = Key::new("ns", format!("rev-{number}"));
-            revisions.ensure_decider(&key, labels(), &spec());
+            revisions.ensure_decider(&key, labels(), &spec(), None);
             revisions.ensure_collection(&key, collection());
         }
         let begun = std::time::Instant::now();

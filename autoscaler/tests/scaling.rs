@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod stage;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,17 +31,14 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use prost::Message as _;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use stage::{PATIENCE, create, eventually, follow_services};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The machine's network, except that host names of Services lead to the test's own listener.
 struct TestNetwork {
@@ -116,7 +115,17 @@ impl World {
     /// A running autoscaler with `config-autoscaler` of that data.
     async fn start(autoscaler: Value, adapt: impl FnOnce(&mut Config)) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
+        let server = ember_apiserver::Config::new(data.path());
+        Self::start_on(server, data, autoscaler, adapt).await
+    }
+
+    async fn start_on(
+        server: ember_apiserver::Config,
+        data: tempfile::TempDir,
+        autoscaler: Value,
+        adapt: impl FnOnce(&mut Config),
+    ) -> Self {
+        let server = ApiServer::open(server).unwrap();
         let client = server.client();
         for name in ["knative-serving", "ns"] {
             let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
@@ -297,31 +306,6 @@ fn first_report(revision: &str) -> Vec<u8> {
     WireStatMessages { messages: vec![message] }.encode_to_vec()
 }
 
-/// Keeps the status of ServerlessServices as their controller would.
-async fn follow_services(client: Client, shutdown: CancellationToken) {
-    let api: Api<ServerlessService> = Api::namespaced(client, "ns");
-    let changes = kube::runtime::watcher(api.clone(), kube::runtime::watcher::Config::default());
-    let mut changes = std::pin::pin!(kube::runtime::WatchStreamExt::applied_objects(changes));
-    while let Some(Some(change)) = shutdown.run_until_cancelled(changes.next()).await {
-        let sks = change.unwrap();
-        let observed = sks.status.as_ref().map(|s| s.observed_generation);
-        if sks.owner_references().is_empty() || observed == sks.metadata.generation {
-            continue;
-        }
-        let (name, now) = (sks.name_any(), jiff::Timestamp::now());
-        let patch = json!({"status": {
-            "observedGeneration": sks.metadata.generation,
-            "serviceName": name, "privateServiceName": format!("{name}-private"),
-            "conditions": [
-                {"type": "ActivatorEndpointsPopulated", "status": "True", "severity": "Info", "lastTransitionTime": now},
-                {"type": "EndpointsPopulated", "status": "True", "lastTransitionTime": now},
-                {"type": "Ready", "status": "True", "lastTransitionTime": now},
-            ],
-        }});
-        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    }
-}
-
 async fn answer(listener: TcpListener, answers: Arc<Answers>, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     while let Some(Ok((stream, _))) = shutdown.run_until_cancelled(listener.accept()).await {
@@ -338,29 +322,6 @@ async fn answer(listener: TcpListener, answers: Arc<Answers>, shutdown: Cancella
     }
     connections.close();
     connections.wait().await;
-}
-
-async fn create<K>(client: &Client, namespace: &str, object: Value) -> K
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let object: K = serde_json::from_value(object).unwrap();
-    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap()
-}
-
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "still waiting for {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 fn sleepy() -> Value {
@@ -518,6 +479,53 @@ async fn bounds_follow_edits_of_annotations_and_configuration() {
     let patch = json!({"data": {"min-scale": "5"}});
     maps.patch("config-autoscaler", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     world.until_replicas("rev", 5).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_configuration_leaves_the_last_good_one_in_force() {
+    let mut first = sleepy();
+    first["min-scale"] = "3".into();
+    // As where the webhook is away: what is stored may be anything.
+    let data = tempfile::tempdir().unwrap();
+    let mut server = ember_apiserver::Config::new(data.path());
+    server.admission = Arc::new(ember_apiserver::AdmitAll);
+    let world = World::start_on(server, data, first, no_timers).await;
+    world.revision("rev", 1, json!({})).await;
+    world.until_replicas("rev", 3).await;
+    let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), "knative-serving");
+    let change = async |data: Value| {
+        let patch = Patch::Merge(json!({"data": data}));
+        maps.patch("config-autoscaler", &PatchParams::default(), &patch).await.unwrap();
+    };
+    change(json!({"min-scale": "7", "max-scale-up-rate": "1.0"})).await;
+    world.revision("other", 1, json!({})).await;
+    world.until_replicas("other", 3).await;
+    change(json!({"min-scale": "5", "max-scale-up-rate": "2.0"})).await;
+    for name in ["rev", "other"] {
+        world.until_replicas(name, 5).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hpa_class_says_so_where_nothing_runs_it() {
+    let world = World::start(sleepy(), no_timers).await;
+    let pa = json!({
+        "metadata": {
+            "name": "rev",
+            "annotations": {"autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev"},
+        },
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "rev-deployment"},
+            "protocolType": "http1",
+        },
+    });
+    create::<PodAutoscaler>(&world.client, "ns", pa).await;
+    let pa = world.until_active("rev", "False", "HorizontalPodAutoscalerUnavailable").await;
+    let ready = pa.status.unwrap().conditions.get("Ready").unwrap().clone();
+    assert_eq!(ready.status.as_str(), "False");
+    assert!(ready.message.contains("use class kpa.autoscaling.knative.dev"), "{}", ready.message);
     world.stop().await;
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::activator;
+use crate::autoscaler;
 use crate::client::commands::Output;
 use crate::demo_app::App;
 use crate::simulate;
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     },
     /// Run the activator, configured as its container on Kubernetes
     Activator(activator::Options),
+    /// Run the autoscaler, configured as its container on Kubernetes
+    Autoscaler(autoscaler::Options),
     /// Show what the autoscaler would do about a load
     Simulate(simulate::Options),
     /// Serve a small app to try things with

@@ -1,5 +1,6 @@
 //! One component in a container of its own: what every such process does before and around its component.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// How long the API server may take to answer at start, and the pause between attempts.
 const API_PATIENCE: Duration = Duration::from_secs(60);
 const API_PAUSE: Duration = Duration::from_secs(1);
-/// As above, for the first look at the logging configuration.
-const LOGGING_PATIENCE: Duration = Duration::from_secs(5);
+/// As above, for the first look at a ConfigMap.
+const READING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every component's command takes.
 #[derive(Debug, Args)]
@@ -68,25 +69,29 @@ impl Container {
     }
 }
 
+/// What a ConfigMap holds at start; nothing if it cannot be read in time, and stderr tells so.
+pub(crate) async fn data(client: &Client, namespace: &str, name: &str) -> BTreeMap<String, String> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = match tokio::time::timeout(READING_PATIENCE, maps.get_opt(name)).await {
+        Ok(Ok(map)) => map.unwrap_or_default(),
+        Ok(Err(error)) => {
+            eprintln!("cannot read ConfigMap {namespace}/{name}, going on with defaults: {error}");
+            ConfigMap::default()
+        }
+        Err(_) => {
+            eprintln!("cannot read ConfigMap {namespace}/{name} in time, going on with defaults");
+            ConfigMap::default()
+        }
+    };
+    map.data.unwrap_or_default()
+}
+
 /// Sets logging up: JSON lines, at the level that ConfigMap `name` gives the component; info without one.
 ///
 /// # Errors
 /// When logging is set up already.
 pub(crate) async fn log(client: &Client, namespace: &str, name: &str, component: &str) -> anyhow::Result<()> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let reading = tokio::time::timeout(LOGGING_PATIENCE, maps.get_opt(name)).await;
-    let map = match reading {
-        Ok(Ok(map)) => map.unwrap_or_default(),
-        Ok(Err(error)) => {
-            eprintln!("cannot read ConfigMap {namespace}/{name}, logging with defaults: {error}");
-            ConfigMap::default()
-        }
-        Err(_) => {
-            eprintln!("cannot read ConfigMap {namespace}/{name} in time, logging with defaults");
-            ConfigMap::default()
-        }
-    };
-    let settings = Logging::parse(&map.data.unwrap_or_default()).unwrap_or_else(|error| {
+    let settings = Logging::parse(&data(client, namespace, name).await).unwrap_or_else(|error| {
         eprintln!("ConfigMap {namespace}/{name}: {error}; logging with defaults");
         Logging::default()
     });

@@ -1,6 +1,7 @@
 //! The `ember` command: Knative Serving in one process, and its command line.
 
 mod activator;
+mod autoscaler;
 mod cli;
 mod client;
 mod container;
@@ -12,10 +13,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use ember_allocator::Allocator;
 use ember_telemetry::request_log::Output;
 
 use cli::{Cli, Command};
 use client::commands;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// How long the last requests may take to be logged.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -43,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Up(options) => up::run(&options),
         Command::Activator(options) => activator::run(&options),
+        Command::Autoscaler(options) => autoscaler::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ember_allocator::{Allocator, give_back_at_once};
 use ember_dataplane::io::Io;
 use ember_dataplane::worker::Workers;
 use ember_queue_proxy::{Config, threads};
@@ -12,12 +13,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 /// Tasks that run between two looks at the sockets: fewer looks cost less, and none is waited for when nothing runs.
 const EVENT_INTERVAL: u32 = 200;
 /// How long the last requests may take to be logged.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    give_back_at_once();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,5 +1,5 @@
 //! What every control loop shares: caches of watched objects, the work queue, the applier of plans, typed ConfigMap
-//! snapshots and the event recorder.
+//! snapshots, the event recorder and leader election by Leases.
 //!
 //! A reconciler is `observe → plan → apply`: it is woken through a [`queue::WorkQueue`] by changes seen by its
 //! [`cache::Cache`]s, reads only caches, decides with a pure function, and writes only through [`apply::Applier`].
@@ -7,7 +7,9 @@
 pub mod apply;
 pub mod cache;
 pub mod config;
+pub mod election;
 pub mod event;
+pub mod lease;
 pub mod queue;
 
 /// The namespace that Knative's own objects live in.

@@ -4,7 +4,9 @@
 use std::fmt;
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// How log lines look.
@@ -41,12 +43,14 @@ impl std::error::Error for LogError {}
 /// # Errors
 /// When the filter does not parse or a logger is installed already.
 pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(filter).map_err(LogError::Filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = filter.parse().map_err(LogError::Filter)?;
+    // Whatever the filter lets pass.
+    let builder = tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(std::io::stderr);
     match format {
-        Format::Json => builder.json().flatten_event(true).finish().try_init(),
+        Format::Json => builder.json().flatten_event(true).finish().with(filter).try_init(),
         Format::Plain => {
-            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).finish().try_init()
+            let colours = std::io::stderr().is_terminal();
+            builder.with_target(false).with_ansi(colours).finish().with(filter).try_init()
         }
     }
     .map_err(LogError::Installed)

@@ -1,4 +1,4 @@
-//! What `docs/data-plane-contract.md` says is tested, is: every test it names is there, and no statement is named twice.
+//! What the tables of `docs/` that go by statements say is tested, is: every test it names is there, and no statement is named twice.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -45,12 +45,22 @@ fn functions() -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn what_the_table_names_is_there() {
-    let table = fs::read_to_string(root().join("docs/data-plane-contract.md")).unwrap();
+    check("docs/data-plane-contract.md", |id| ["QP-", "AC-", "SH-"].iter().any(|p| id.starts_with(p)), 135);
+}
+
+#[test]
+fn what_the_autoscalers_table_names_is_there() {
+    let is_id = |id: &str| id.len() == 3 && id[1..].bytes().all(|b| b.is_ascii_digit());
+    check("docs/autoscaler-contract.md", is_id, 104);
+}
+
+fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
+    let table = fs::read_to_string(root().join(table)).unwrap();
     let functions = functions();
     let (mut ids, mut wrong) = (BTreeSet::new(), Vec::new());
     for line in table.lines() {
         if let Some((id, _)) = line.strip_prefix("| ").and_then(|rest| rest.split_once(" | "))
-            && ["QP-", "AC-", "SH-"].iter().any(|prefix| id.starts_with(prefix))
+            && is_id(id)
             && !ids.insert(id.to_owned())
         {
             wrong.push(format!("{id} stands twice"));
@@ -75,5 +85,5 @@ fn what_the_table_names_is_there() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!(ids.len(), 135, "statements");
+    assert_eq!(ids.len(), statements, "statements");
 }

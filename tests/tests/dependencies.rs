@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Without IO: they use no telemetry, and nothing else to test them.
-const PURE: &[&str] = &["ember-template", "ember-api"];
+const PURE: &[&str] = &["ember-allocator", "ember-template", "ember-api"];
 
 /// What each crate may import of the others, besides `ember-telemetry`, which all but the pure ones may use.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("ember-allocator", &[]),
     ("ember-template", &[]),
     ("ember-api", &["ember-template"]),
     ("ember-dataplane", &[]),
     ("ember-telemetry", &["ember-template"]),
-    ("ember-queue-proxy", &["ember-dataplane"]),
+    ("ember-queue-proxy", &["ember-allocator", "ember-dataplane"]),
     ("ember-reconcile", &["ember-api"]),
     ("ember-activator", &["ember-api", "ember-dataplane", "ember-reconcile"]),
     ("ember-autoscaler", &["ember-api", "ember-dataplane", "ember-reconcile"]),
@@ -29,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ember-bench",
         &[
             "ember-activator",
+            "ember-allocator",
             "ember-api",
             "ember-apiserver",
             "ember-dataplane",

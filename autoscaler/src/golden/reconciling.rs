@@ -594,3 +594,22 @@ fn golden_derived_objects() {
         if same { vec![] } else { vec![format!("want {}, got {got}", case.want)] }
     });
 }
+
+#[test]
+fn golden_hpa_objects() {
+    #[derive(Debug, Deserialize)]
+    struct Case {
+        config: Option<Texts>,
+        annotations: Option<Texts>,
+        reachability: String,
+        want: Value,
+    }
+    check("hpa_objects", |case: &Case| {
+        let pa = pod_autoscaler(&case.annotations.clone().unwrap_or_default(), 0, &case.reachability);
+        let resolved = resolved(&pa, case.config.as_ref(), Duration::from_secs(600));
+        let got =
+            serde_json::to_value(crate::hpa::object::horizontal_pod_autoscaler(&pa, &resolved)).unwrap();
+        let same = ["metadata", "spec"].iter().all(|part| case.want[part] == got[part]);
+        if same { vec![] } else { vec![format!("want {}, got {got}", case.want)] }
+    });
+}

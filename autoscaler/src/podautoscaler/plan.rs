@@ -322,7 +322,7 @@ fn disowned_sks(status: &mut PodAutoscalerStatus, observed: &Observed<'_>) -> St
     format!("error reconciling SKS: PA: {name} does not own SKS: {name}")
 }
 
-fn is_controlled_by<K: Resource>(child: &K, pa: &PodAutoscaler) -> bool {
+pub(crate) fn is_controlled_by<K: Resource>(child: &K, pa: &PodAutoscaler) -> bool {
     let uid = pa.metadata.uid.as_deref().unwrap_or_default();
     child
         .meta()
@@ -352,7 +352,8 @@ fn metric_action(observed: &Observed<'_>, service: &str) -> Result<Option<Action
     }
 }
 
-fn child_metadata(pa: &PodAutoscaler) -> ObjectMeta {
+/// Metadata of what a PodAutoscaler makes.
+pub(crate) fn child_metadata(pa: &PodAutoscaler) -> ObjectMeta {
     ObjectMeta {
         name: pa.metadata.name.clone(),
         namespace: pa.metadata.namespace.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ember_api::annotations;
-use ember_api::autoscaling::v1alpha1::{Metric, PodAutoscaler};
+use ember_api::autoscaling::v1alpha1::{Metric, PodAutoscaler, PodAutoscalerStatus};
 use ember_api::networking::v1alpha1::ServerlessService;
 use ember_api::status::Status;
 use ember_api::{labels, names};
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::plan::{self, Next, Observed, Plan};
 use super::scale_target::ScaleTargets;
+use crate::buckets::Buckets;
 use crate::config::Config;
 use crate::decider::DeciderStatus;
 use crate::pace;
@@ -44,6 +45,7 @@ pub(crate) struct Reconciler {
     pub(crate) targets: ScaleTargets,
     pub(crate) applier: Applier,
     pub(crate) events: EventRecorder,
+    pub(crate) buckets: Arc<Buckets>,
     pub(crate) revisions: Arc<Revisions>,
     pub(crate) queue: WorkQueue<Key>,
     pub(crate) tasks: TaskTracker,
@@ -80,6 +82,9 @@ impl StatSink for Reconciler {
 impl Reconciler {
     /// Reacts to a decision that concerns the scale: by a wake-up at once, and by a reconcile.
     pub(crate) fn decided(&self, key: &Key, status: DeciderStatus) {
+        if !self.buckets.owns(key) {
+            return;
+        }
         if status.desired_scale > 0
             && let Some(pa) = self.podautoscalers.get_key(key)
             && let Some(revision) = self.revisions.get(key)
@@ -125,17 +130,20 @@ impl Reconciler {
         });
     }
 
-    fn resolve(&self, pa: &PodAutoscaler) -> Resolved {
+    pub(crate) fn resolve(&self, pa: &PodAutoscaler) -> Resolved {
         let settings = self.settings.load();
         resolve(pa.annotations(), &pa.spec, &settings, self.config.activation_timeout_buffer)
     }
 
-    fn timestamp(&self) -> Timestamp {
+    pub(crate) fn timestamp(&self) -> Timestamp {
         Timestamp::from_millisecond(self.revisions.now().as_millis()).unwrap_or(Timestamp::MAX)
     }
 
-    /// Brings one PodAutoscaler in order.
+    /// Brings one PodAutoscaler in order, if it is this replica's.
     pub(crate) async fn reconcile(&self, key: Key) -> Result<Look, Error> {
+        if !self.buckets.owns(&key) {
+            return Ok(Look::Wait);
+        }
         let live = match self.podautoscalers.get_key(&key) {
             Some(pa) if is_ours(pa.annotations()) => pa,
             _ => {
@@ -165,21 +173,25 @@ impl Reconciler {
         let pa = plan::defaulted(live);
         let resolved = self.resolve(&pa);
         let sks = self.services.get_key(key);
-        let decider = if plan::private_service(sks.as_deref()).is_some() {
-            let labels = revision_labels(&pa).map_err(Error::Internal)?;
-            self.revisions.ensure_decider(key, labels, &resolved.decider)
-        } else {
-            DeciderStatus::initial(&resolved.decider)
-        };
         let metric = self.metrics.get_key(key);
-        let revision = self.revisions.get(key);
-        let written = match &revision {
+        let written = match self.revisions.get(key) {
             Some(revision) => *revision.scale.lock().await,
             None => None,
         };
         // Without a target there is nothing to write to: the write says so, if it comes to one.
         let replicas = self.targets.read(&key.namespace, &pa.spec.scale_target_ref).await;
         let replicas = replicas.map(|replicas| replicas.or_newer(written));
+        let decider = if plan::private_service(sks.as_deref()).is_some() {
+            let labels = revision_labels(&pa).map_err(Error::Internal)?;
+            let ran = pa.status.as_ref().is_some_and(|status| {
+                status.conditions.is_true(PodAutoscalerStatus::SCALE_TARGET_INITIALIZED)
+            });
+            let found = replicas.as_ref().ok().filter(|_| ran).map(|replicas| replicas.unwrap_or(1));
+            self.revisions.ensure_decider(key, labels, &resolved.decider, found)
+        } else {
+            DeciderStatus::initial(&resolved.decider)
+        };
+        let revision = self.revisions.get(key);
         let pods = self.pods.counts(key);
         let nothing_to_take = matches!(replicas, Ok(Some(0))) && pods == PodCounts::default();
         let mut observed = Observed {
@@ -266,10 +278,10 @@ impl Reconciler {
         })
     }
 
-    async fn write_status(
+    pub(crate) async fn write_status(
         &self,
         live: &PodAutoscaler,
-        status: ember_api::autoscaling::v1alpha1::PodAutoscalerStatus,
+        status: PodAutoscalerStatus,
     ) -> Result<(), Error> {
         let action = Action::update_status(&PodAutoscaler { status: Some(status), ..live.clone() });
         match self.applier.execute_into(&action, &self.podautoscalers).await {

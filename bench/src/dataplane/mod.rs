@@ -26,7 +26,7 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 
-use crate::programs::{PINGORA, QUEUE_PROXY, TINY_APP};
+use crate::programs::{PINGORA, TINY_APP, queue_proxy};
 use crate::say;
 use connection::Protocol;
 use load::{Pace, Plan};
@@ -80,7 +80,7 @@ pub(crate) struct Options {
     /// Measure only these targets
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-    /// The queue-proxy to measure [default: the one beside this program, built if missing]
+    /// The queue-proxy to measure [default: built now, as it ships]
     #[arg(long, value_name = "PATH")]
     queue_proxy: Option<PathBuf>,
 }
@@ -166,9 +166,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 
 /// What there is to measure on this machine.
 fn targets(options: &Options) -> anyhow::Result<Vec<Target>> {
-    let queue_proxy = match &options.queue_proxy {
+    let sidecar = match &options.queue_proxy {
         Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
-        None => QUEUE_PROXY.path()?,
+        None => queue_proxy()?,
     };
     let mut targets = vec![Target { name: "direct".to_owned(), kind: Kind::Direct }];
     for name in ["nginx", "haproxy"] {
@@ -185,9 +185,9 @@ fn targets(options: &Options) -> anyhow::Result<Vec<Target>> {
     } else {
         say("pingora is not built in (--features pingora): left out")?;
     }
-    targets.push(Target { name: "queue-proxy".to_owned(), kind: Kind::QueueProxy(queue_proxy.clone()) });
+    targets.push(Target { name: "queue-proxy".to_owned(), kind: Kind::QueueProxy(sidecar.clone()) });
     for (name, known) in [("activator", Known::ONE), ("activator-10000", Known::MANY)] {
-        let kind = Kind::Activator(queue_proxy.clone(), known);
+        let kind = Kind::Activator(sidecar.clone(), known);
         targets.push(Target { name: name.to_owned(), kind });
     }
     for Peer { name, command } in options.peers.clone() {
