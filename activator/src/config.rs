@@ -12,6 +12,8 @@ use ember_dataplane::tls::{InvalidSetting, Settings};
 use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
+/// The autoscaler is given up when it says nothing for as many [`Config::ping_interval`]s.
+pub(crate) const SILENT_PINGS: u32 = 3;
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Configuration of the activator. Times default to Knative's.
@@ -271,6 +273,10 @@ mod tests {
         assert_eq!(config.autoscaler, ("autoscaler.system.svc.cluster.local".to_owned(), 8080));
         assert_eq!((config.max_idle_connections, config.max_idle_connections_per_pod), (1000, 100));
         assert_eq!(config.probe_longest_pause, Duration::from_millis(200));
+        assert_eq!(config.report_interval, Duration::from_secs(1));
+        assert_eq!(config.drain_settle, Duration::from_secs(45));
+        assert!(config.ping_interval <= Duration::from_millis(3400));
+        assert!(config.ping_interval * SILENT_PINGS <= Duration::from_secs(10));
         assert_eq!(config.logging_name, "config-logging");
         assert_eq!(config.observability_name, "config-observability");
         assert_eq!(config.ports, [8012, 8013]);
