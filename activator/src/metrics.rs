@@ -16,7 +16,8 @@ use std::time::Duration;
 use ember_api::configmaps::observability::Metrics as Wanted;
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
-use ember_dataplane::metrics::Exposition;
+use ember_dataplane::metrics::text::Text;
+use ember_dataplane::metrics::{Expose, Exposition};
 use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
 use prometheus_client::collector::Collector;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::coldstart::{Phase, Phases};
 use crate::config::Config;
+use crate::http_metrics::HttpMetrics;
 use crate::link::Outbox;
 use crate::registry::Registry;
 use crate::revision::RevisionState;
@@ -105,8 +107,28 @@ impl Drop for Active {
     }
 }
 
-/// Everything there is to show.
-pub(crate) struct Collected {
+/// All metrics of the activator.
+pub(crate) struct Exposed {
+    families: Families,
+    http: Arc<HttpMetrics>,
+}
+
+impl Exposed {
+    pub(crate) fn new(registry: &Arc<Registry>, outbox: &Arc<Outbox>, http: &Arc<HttpMetrics>) -> Self {
+        Self { families: families(registry, outbox), http: Arc::clone(http) }
+    }
+}
+
+impl Expose for Exposed {
+    fn expose(&self, text: &mut Text) {
+        self.http.expose(text);
+        // It writes the end.
+        self.families.expose(text);
+    }
+}
+
+/// What is counted for revisions and the link.
+struct Collected {
     registry: Weak<Registry>,
     outbox: Arc<Outbox>,
 }
@@ -118,7 +140,7 @@ impl fmt::Debug for Collected {
 }
 
 /// The families of the activator, with the labels of its instrumentation scope.
-pub(crate) fn families(registry: &Arc<Registry>, outbox: &Arc<Outbox>) -> Families {
+fn families(registry: &Arc<Registry>, outbox: &Arc<Outbox>) -> Families {
     let labels = [("otel_scope_name", SCOPE), ("otel_scope_version", ""), ("otel_scope_schema_url", "")];
     let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Borrowed(value)));
     let mut families = Families::with_labels(labels.into_iter());
@@ -236,10 +258,10 @@ pub(crate) async fn serve(
     config: Config,
     io: Io,
     settings: Settings,
-    families: Families,
+    exposed: Exposed,
     shutdown: CancellationToken,
 ) {
-    let families = Arc::new(families);
+    let exposed = Arc::new(exposed);
     let mut changed = settings.subscribe();
     loop {
         changed.borrow_and_update();
@@ -256,7 +278,8 @@ pub(crate) async fn serve(
             };
             match io.network.listen(addr).await {
                 Ok(listener) => {
-                    let exposition = Arc::new(Exposition::new(Arc::clone(&families)));
+                    exposed.http.set_exposed(true);
+                    let exposition = Arc::new(Exposition::new(Arc::clone(&exposed)));
                     let options = server::Options::default();
                     server::serve(listener, &Workers::current(), &options, &drain, |_| {
                         Arc::clone(&exposition)
@@ -274,6 +297,7 @@ pub(crate) async fn serve(
             () = shutdown.cancelled() => true,
             () = moved(&settings, &wanted, &mut changed) => false,
         };
+        exposed.http.set_exposed(false);
         drain.finish(LAST_SCRAPE).await;
         if ended {
             return;
