@@ -32,7 +32,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
@@ -90,16 +90,21 @@ impl Network for TestNetwork {
 
 /// The autoscaler's end: passes on what is reported.
 pub async fn autoscaler(listener: TcpListener, reports: mpsc::UnboundedSender<WireStatMessage>) {
+    // They end with this future.
+    let mut links = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-        while let Some(Ok(message)) = socket.next().await {
-            if let Message::Binary(bytes) = message {
-                for message in WireStatMessages::decode(bytes).unwrap().messages {
-                    let _ = reports.send(message);
+        let reports = reports.clone();
+        links.spawn(async move {
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            while let Some(Ok(message)) = socket.next().await {
+                if let Message::Binary(bytes) = message {
+                    for message in WireStatMessages::decode(bytes).unwrap().messages {
+                        let _ = reports.send(message);
+                    }
                 }
             }
-        }
+        });
     }
 }
 
