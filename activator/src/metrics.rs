@@ -17,8 +17,9 @@ use ember_api::configmaps::observability::Metrics as Wanted;
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
 use ember_dataplane::metrics::text::Text;
-use ember_dataplane::metrics::{Expose, Exposition};
+use ember_dataplane::metrics::{Expose, Exposition, prometheus};
 use ember_dataplane::server;
+use ember_dataplane::tls::Server;
 use ember_dataplane::worker::Workers;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -276,11 +277,18 @@ pub(crate) async fn serve(
                     return std::future::pending().await;
                 }
             };
+            let tls = match secured(&config).await {
+                Ok(tls) => tls,
+                Err(error) => {
+                    tracing::error!(%error, "metrics cannot be served");
+                    return std::future::pending().await;
+                }
+            };
             match io.network.listen(addr).await {
                 Ok(listener) => {
                     exposed.http.set_exposed(true);
                     let exposition = Arc::new(Exposition::new(Arc::clone(&exposed)));
-                    let options = server::Options::default();
+                    let options = server::Options { tls, ..server::Options::default() };
                     server::serve(listener, &Workers::current(), &options, &drain, |_| {
                         Arc::clone(&exposition)
                     })
@@ -303,6 +311,14 @@ pub(crate) async fn serve(
             return;
         }
     }
+}
+
+/// What the port proves itself with, where TLS is spoken there.
+async fn secured(config: &Config) -> Result<Option<Server>, prometheus::Error> {
+    Ok(match &config.metrics_tls {
+        Some(tls) => Some(tls.server().await?),
+        None => None,
+    })
 }
 
 /// Waits until the settings want something else.
