@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use ember_api::configmaps::{logging, observability};
 use ember_api::golang;
+use ember_dataplane::metrics::prometheus::Tls;
 use ember_dataplane::port;
 use ember_dataplane::server;
 use ember_dataplane::tls::{InvalidSetting, Settings};
 use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
+/// The autoscaler is given up when it says nothing for as many [`Config::ping_interval`]s.
+pub(crate) const SILENT_PINGS: u32 = 3;
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Configuration of the activator. Times default to Knative's.
@@ -44,6 +47,8 @@ pub struct Config {
     pub metrics_host: Option<IpAddr>,
     /// Port of that place, whatever `config-observability` says.
     pub metrics_port: Option<u16>,
+    /// TLS on that port, if it is spoken; the files are read whenever the port opens. `METRICS_PROMETHEUS_TLS_*`.
+    pub metrics_tls: Option<Tls>,
     /// Idle HTTP/1.1 connections to pods kept in all. 1000.
     pub max_idle_connections: usize,
     /// Idle HTTP/1.1 connections kept to one pod. 100.
@@ -97,6 +102,7 @@ impl Default for Config {
             metrics: SocketAddr::from(([0, 0, 0, 0], METRICS_PORT)),
             metrics_host: None,
             metrics_port: None,
+            metrics_tls: None,
             max_idle_connections: 1000,
             max_idle_connections_per_pod: 100,
             kubernetes_min_version: "v1.34.0".to_owned(),
@@ -124,6 +130,9 @@ pub enum ConfigError {
     /// A required variable is not set, or empty.
     #[error("required key {0} missing value")]
     Missing(&'static str),
+    /// The variables on TLS of the metrics port do not fit together.
+    #[error("{0}")]
+    MetricsTls(String),
     /// A variable does not parse.
     #[error("envconfig.Process: assigning {name}: converting {value:?}: {reason}")]
     Invalid {
@@ -219,6 +228,7 @@ impl Config {
             kubernetes_min_version: env.text("KUBERNETES_MIN_VERSION", own.kubernetes_min_version),
             metrics_host: env.parsed("METRICS_PROMETHEUS_HOST", str::parse)?,
             metrics_port: env.parsed("METRICS_PROMETHEUS_PORT", port)?,
+            metrics_tls: Tls::parse(|name| env.get(name)).map_err(ConfigError::MetricsTls)?,
             bind: own.bind,
             ports: own.ports,
             server: own.server,
@@ -271,6 +281,10 @@ mod tests {
         assert_eq!(config.autoscaler, ("autoscaler.system.svc.cluster.local".to_owned(), 8080));
         assert_eq!((config.max_idle_connections, config.max_idle_connections_per_pod), (1000, 100));
         assert_eq!(config.probe_longest_pause, Duration::from_millis(200));
+        assert_eq!(config.report_interval, Duration::from_secs(1));
+        assert_eq!(config.drain_settle, Duration::from_secs(45));
+        assert!(config.ping_interval <= Duration::from_millis(3400));
+        assert!(config.ping_interval * SILENT_PINGS <= Duration::from_secs(10));
         assert_eq!(config.logging_name, "config-logging");
         assert_eq!(config.observability_name, "config-observability");
         assert_eq!(config.ports, [8012, 8013]);
@@ -324,6 +338,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_variable() {
+        let error = read(&[("METRICS_PROMETHEUS_TLS_CERT", "/c")], "").unwrap_err().to_string();
+        assert_eq!(error, "METRICS_PROMETHEUS_TLS_CERT: needs METRICS_PROMETHEUS_TLS_KEY");
         for (missing, _) in REQUIRED {
             for variables in [None, Some((missing.to_owned(), String::new()))] {
                 let others = REQUIRED.iter().filter(|(name, _)| *name != missing);

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dispatcher::Refused;
+use crate::http_metrics::{HttpMetrics, Measured};
 use crate::link::Outbox;
 use crate::metrics::{Active, Queued};
 use crate::registry::Registry;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) registry: Arc<Registry>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) http: Arc<HttpMetrics>,
     pub(crate) request_log: Arc<request_log::Log>,
     /// Cancelled when the activator begins to end.
     pub(crate) terminating: CancellationToken,
@@ -85,12 +87,23 @@ impl Handler for Activation {
         if let Some(answer) = self.probe(&mut request) {
             return answer;
         }
+        let mut measured = self.shared.http.begin(&mut request, conn);
         let (namespace, name) = self.target(&request);
-        let Some(revision) = self.shared.registry.get(namespace, name) else { return not_found(name) };
+        let Some(revision) = self.shared.registry.get(namespace, name) else {
+            let mut response = not_found(name);
+            if let Some(measured) = measured {
+                measured.answered(&mut response);
+            }
+            return response;
+        };
+        if let Some(measured) = &mut measured {
+            measured.of(&revision);
+        }
         let record = self.shared.request_log.begin(&request, &revision, conn);
         let reported = Reported::enter(&revision, &self.shared.outbox);
         let deadlines = revision.timeouts.start();
-        let answer = deadlines.before_response(self.activate(&revision, request, conn, reported));
+        let answer =
+            deadlines.before_response(self.activate(&revision, request, conn, reported, &mut measured));
         let mut response = match answer.await {
             Ok(mut response) => {
                 response.body_mut().limit(deadlines, TIMEOUT_TEXT, Some(conn));
@@ -103,6 +116,9 @@ impl Handler for Activation {
         };
         if let Some(record) = record {
             request_log::answered(record, &mut response);
+        }
+        if let Some(measured) = measured {
+            measured.answered(&mut response);
         }
         response
     }
@@ -170,6 +186,7 @@ impl Activation {
         mut request: Request<Body>,
         conn: &Arc<Conn>,
         reported: Reported,
+        measured: &mut Option<Box<Measured>>,
     ) -> Response<Body> {
         let headers = request.headers_mut();
         if let Some(host) = headers.remove(http::header::HOST)
@@ -222,7 +239,14 @@ impl Activation {
                 Some(secured) => secured.way_to(grant.address()),
                 None => grant.address(),
             };
-            match self.proxy.forward(outbound, address, Some(connect_by)).await {
+            if let Some(measured) = measured {
+                measured.sending(address, revision.protocol, self.secured);
+            }
+            let answer = self.proxy.forward(outbound, address, Some(connect_by)).await;
+            if let Some(measured) = measured {
+                measured.sent(answer.as_ref().map(Response::status).map_err(Failure::error));
+            }
+            match answer {
                 Ok(mut response) => {
                     if let Some(value) = server_timing {
                         response.headers_mut().append(SERVER_TIMING, value);

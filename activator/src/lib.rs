@@ -7,6 +7,7 @@ pub mod coldstart;
 pub mod config;
 pub mod dispatcher;
 mod handler;
+mod http_metrics;
 pub mod link;
 mod metrics;
 pub mod pod_set;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use clock::Clock;
 pub use config::Config;
 use handler::{Activation, Shared};
+use http_metrics::HttpMetrics;
 use link::Outbox;
 use registry::Registry;
 use revision::Prober;
@@ -119,11 +121,12 @@ pub async fn run(
             };
             let registry = Registry::new(config.clone(), prober);
             let outbox = Outbox::new(&config.pod_name, clock);
+            let http = Arc::new(HttpMetrics::new(workers.len(), &registry));
             tasks.spawn(metrics::serve(
                 config.clone(),
                 io.clone(),
                 settings.clone(),
-                metrics::families(&registry, &outbox),
+                metrics::Exposed::new(&registry, &outbox, &http),
                 control.clone(),
             ));
             tasks.spawn(Arc::clone(&registry).run(client.clone(), control.clone()));
@@ -137,7 +140,8 @@ pub async fn run(
             let request_log = Arc::new(request_log::Log::new(&settings, config.request_log_output.clone()));
             tasks.spawn(Arc::clone(&request_log).follow(settings.clone(), control.clone()));
             let terminating = shutdown.clone();
-            let shared = Arc::new(Shared { config, settings, registry, outbox, request_log, terminating });
+            let shared =
+                Arc::new(Shared { config, settings, registry, outbox, http, request_log, terminating });
             let ready = async {
                 let tls = Tls::wanted(&shared.config, &network, client, &tasks, &control).await?;
                 shared.registry.synced().await;

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, SILENT_PINGS};
 use crate::registry::Registry;
 use crate::reporter::immediate;
 use crate::revision::RevisionState;
@@ -221,10 +221,10 @@ async fn talk(
                 batch.extend(outbox.report());
                 (immediate, batch)
             }
+            () = tokio::time::sleep_until(heard + config.ping_interval * SILENT_PINGS) => {
+                return "no answer to pings".to_owned();
+            }
             _ = ping.tick() => {
-                if heard.elapsed() > config.ping_interval * 3 {
-                    return "no answer to pings".to_owned();
-                }
                 let ping = Message::Ping(bytes::Bytes::new());
                 if let Err(why) = send(&mut socket, ping, config, shutdown).await {
                     return why;
@@ -260,7 +260,7 @@ async fn send(
 ) -> Result<(), String> {
     tokio::select! {
         () = shutdown.cancelled() => Err("shutting down".to_owned()),
-        sent = tokio::time::timeout(config.ping_interval * 3, socket.send(message)) => match sent {
+        sent = tokio::time::timeout(config.ping_interval * SILENT_PINGS, socket.send(message)) => match sent {
             Ok(sent) => sent.map_err(|error| error.to_string()),
             Err(_) => Err("it does not take what is sent".to_owned()),
         },

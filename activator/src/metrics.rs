@@ -16,8 +16,10 @@ use std::time::Duration;
 use ember_api::configmaps::observability::Metrics as Wanted;
 use ember_dataplane::drain::Drain;
 use ember_dataplane::io::Io;
-use ember_dataplane::metrics::Exposition;
+use ember_dataplane::metrics::text::Text;
+use ember_dataplane::metrics::{Expose, Exposition, prometheus};
 use ember_dataplane::server;
+use ember_dataplane::tls::Server;
 use ember_dataplane::worker::Workers;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::coldstart::{Phase, Phases};
 use crate::config::Config;
+use crate::http_metrics::HttpMetrics;
 use crate::link::Outbox;
 use crate::registry::Registry;
 use crate::revision::RevisionState;
@@ -105,8 +108,28 @@ impl Drop for Active {
     }
 }
 
-/// Everything there is to show.
-pub(crate) struct Collected {
+/// All metrics of the activator.
+pub(crate) struct Exposed {
+    families: Families,
+    http: Arc<HttpMetrics>,
+}
+
+impl Exposed {
+    pub(crate) fn new(registry: &Arc<Registry>, outbox: &Arc<Outbox>, http: &Arc<HttpMetrics>) -> Self {
+        Self { families: families(registry, outbox), http: Arc::clone(http) }
+    }
+}
+
+impl Expose for Exposed {
+    fn expose(&self, text: &mut Text) {
+        self.http.expose(text);
+        // It writes the end.
+        self.families.expose(text);
+    }
+}
+
+/// What is counted for revisions and the link.
+struct Collected {
     registry: Weak<Registry>,
     outbox: Arc<Outbox>,
 }
@@ -118,7 +141,7 @@ impl fmt::Debug for Collected {
 }
 
 /// The families of the activator, with the labels of its instrumentation scope.
-pub(crate) fn families(registry: &Arc<Registry>, outbox: &Arc<Outbox>) -> Families {
+fn families(registry: &Arc<Registry>, outbox: &Arc<Outbox>) -> Families {
     let labels = [("otel_scope_name", SCOPE), ("otel_scope_version", ""), ("otel_scope_schema_url", "")];
     let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Borrowed(value)));
     let mut families = Families::with_labels(labels.into_iter());
@@ -236,10 +259,10 @@ pub(crate) async fn serve(
     config: Config,
     io: Io,
     settings: Settings,
-    families: Families,
+    exposed: Exposed,
     shutdown: CancellationToken,
 ) {
-    let families = Arc::new(families);
+    let exposed = Arc::new(exposed);
     let mut changed = settings.subscribe();
     loop {
         changed.borrow_and_update();
@@ -254,10 +277,18 @@ pub(crate) async fn serve(
                     return std::future::pending().await;
                 }
             };
+            let tls = match secured(&config).await {
+                Ok(tls) => tls,
+                Err(error) => {
+                    tracing::error!(%error, "metrics cannot be served");
+                    return std::future::pending().await;
+                }
+            };
             match io.network.listen(addr).await {
                 Ok(listener) => {
-                    let exposition = Arc::new(Exposition::new(Arc::clone(&families)));
-                    let options = server::Options::default();
+                    exposed.http.set_exposed(true);
+                    let exposition = Arc::new(Exposition::new(Arc::clone(&exposed)));
+                    let options = server::Options { tls, ..server::Options::default() };
                     server::serve(listener, &Workers::current(), &options, &drain, |_| {
                         Arc::clone(&exposition)
                     })
@@ -274,11 +305,20 @@ pub(crate) async fn serve(
             () = shutdown.cancelled() => true,
             () = moved(&settings, &wanted, &mut changed) => false,
         };
+        exposed.http.set_exposed(false);
         drain.finish(LAST_SCRAPE).await;
         if ended {
             return;
         }
     }
+}
+
+/// What the port proves itself with, where TLS is spoken there.
+async fn secured(config: &Config) -> Result<Option<Server>, prometheus::Error> {
+    Ok(match &config.metrics_tls {
+        Some(tls) => Some(tls.server().await?),
+        None => None,
+    })
 }
 
 /// Waits until the settings want something else.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ember_api::configmaps::network::MeshCompatibilityMode;
@@ -100,6 +101,8 @@ pub struct RevisionState {
     pub(crate) described: Arc<request_log::Revision>,
     progress: Mutex<Progress>,
     pods: Mutex<Pods>,
+    /// The revision is gone.
+    gone: AtomicBool,
     prober: Prober,
 }
 
@@ -132,8 +135,14 @@ impl RevisionState {
                 position: None,
                 closed: false,
             }),
+            gone: AtomicBool::new(false),
             prober,
         }
+    }
+
+    /// Whether the revision is gone, so that nothing is counted for it any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Takes over the private Endpoints; `None` when they are gone.
@@ -185,6 +194,7 @@ impl RevisionState {
     pub(crate) fn close(&self) {
         let mut pods = self.pods.lock();
         pods.closed = true;
+        self.gone.store(true, Ordering::Relaxed);
         for (_, token) in pods.probes.drain() {
             token.cancel();
         }

@@ -158,6 +158,61 @@ async fn metrics_carry_the_labels_of_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_measured_as_a_server_and_as_a_client() {
+    let world = World::start(json!({}), |_| {}).await;
+    let pod = Pod::start("a").await;
+    world.pods(&[&pod], &[]).await;
+    assert_eq!(soon("the answer", world.spawn("/", "12345")).await.unwrap(), ok("a12345"));
+    let unknown = [OF_REV[0], ("knative-serving-revision", "other")];
+    assert_eq!(world.request("/", &unknown, "").await.0, StatusCode::NOT_FOUND);
+    world.request("/healthz", &[("k-network-probe", "activator")], "").await;
+
+    let of_rev = [r#"kn_revision_name="rev""#, r#"k8s_namespace_name="ns""#, r#"kn_service_name="""#];
+    let common = [
+        r#"http_request_method="POST""#,
+        r#"http_response_status_code="200""#,
+        r#"network_protocol_version="1.1""#,
+        r#"url_scheme="http""#,
+        r#"otel_scope_name="go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp""#,
+    ];
+    let own = r#"server_address="hello.example.com""#;
+    let port = format!(r#"server_port="{}""#, pod.addr.port());
+    for (family, address, sum) in [
+        ("http_server_request_duration_seconds", own, None),
+        ("http_server_request_body_size_bytes", own, Some(5.0)),
+        ("http_server_response_body_size_bytes", own, Some(6.0)),
+        ("http_client_request_duration_seconds", &port, None),
+        ("http_client_request_body_size_bytes", &port, Some(5.0)),
+    ] {
+        let labels: Vec<&str> = of_rev.iter().chain(&common).copied().chain([address]).collect();
+        // A request is over when its body is, which its client may know before.
+        eventually(family, async || {
+            let count = world.sample(&format!("{family}_count"), &labels).await;
+            (count == Some(1.0)).then_some(())
+        })
+        .await;
+        if sum.is_some() {
+            assert_eq!(world.sample(&format!("{family}_sum"), &labels).await, sum, "{family}");
+        }
+    }
+    let text = world.scrape().await;
+    let of_nobody = text.lines().find(|line| {
+        line.starts_with("http_server_request_duration_seconds_count") && line.contains(r#"code="404""#)
+    });
+    assert!(of_nobody.is_some_and(|line| !line.contains("kn_revision_name")), "{text}");
+    assert_eq!(text.matches("http_server_request_duration_seconds_count{").count(), 2, "no probe: {text}");
+
+    // What was measured for a revision goes with it.
+    let revisions: Api<Revision> = Api::namespaced(world.client.clone(), "ns");
+    revisions.delete("rev", &DeleteParams::default()).await.unwrap();
+    eventually("the revision to be forgotten", async || {
+        (!world.scrape().await.contains(r#"="rev""#)).then_some(())
+    })
+    .await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_move_with_the_settings() {
     let world = World::start(json!({}), |_| {}).await;
     assert!(world.scrape().await.contains("kn_activator"));

@@ -73,6 +73,22 @@ fn describe(error: &io::Error) -> String {
 }
 
 impl ProxyError {
+    /// Why there is no answer, in a word: the `error.type` of metrics and spans.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "connect",
+            Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::NoResponse(_) => "no_response",
+            Self::Broken(_) => "broken",
+            Self::UpgradeMismatch { .. } => "upgrade_mismatch",
+            Self::Tls(_) => "tls",
+            Self::Connected => "unsupported",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout | Self::Expired(_) => "timeout",
+        }
+    }
+
     /// The status [`respond`] answers with.
     #[must_use]
     pub fn status(&self) -> StatusCode {

@@ -6,6 +6,7 @@
 pub mod family;
 pub mod histogram;
 pub mod http;
+pub mod prometheus;
 pub mod text;
 
 use std::sync::Arc;

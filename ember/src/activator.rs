@@ -39,7 +39,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = options.container.connect(&config.kubernetes_min_version).await?;
-        container::log(&client, &config.system_namespace, &config.logging_name, COMPONENT).await?;
+        // Levels are followed to the very end, which may be long after the signal.
+        let ended = CancellationToken::new();
+        let (namespace, map) = (&config.system_namespace, &config.logging_name);
+        container::log(&client, namespace, map, COMPONENT, ended.clone()).await?;
+        let _ended = ended.drop_guard();
         let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from))?;
         let shutdown = CancellationToken::new();
         let activator = ember_activator::run(config, Io::system(), client, workers.clone(), shutdown.clone());

@@ -33,7 +33,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let client = options.container.connect(&environment.kubernetes_min_version).await?;
         let namespace = &config.system_namespace;
-        container::log(&client, namespace, &environment.logging_name, COMPONENT).await?;
+        let shutdown = CancellationToken::new();
+        container::log(&client, namespace, &environment.logging_name, COMPONENT, shutdown.clone()).await?;
         let data = container::data(&client, namespace, &environment.observability_name).await;
         let observability = Observability::parse(&data).unwrap_or_else(|error| {
             tracing::warn!(config_map = %environment.observability_name, %error, "no metrics are served");
@@ -44,7 +45,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             config.stats_addr.set_ip(address);
             config.metrics_addr = config.metrics_addr.map(|metrics| (address, metrics.port()).into());
         }
-        let shutdown = CancellationToken::new();
         let autoscaler = ember_autoscaler::run(config, Io::system(), client, shutdown.clone());
         // Boxed: it is large, and there is one.
         container::until_signalled(Box::pin(autoscaler), shutdown).await

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use ember_api::configmaps::ConfigError;
 use ember_api::configmaps::logging::Logging;
+use ember_reconcile::config::{ConfigMapData, ConfigStore};
 use ember_telemetry::logs;
-use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -86,22 +87,57 @@ pub(crate) async fn data(client: &Client, namespace: &str, name: &str) -> BTreeM
     map.data.unwrap_or_default()
 }
 
-/// Sets logging up: JSON lines, at the level that ConfigMap `name` gives the component; info without one.
+/// Sets logging up: JSON lines, at the level that ConfigMap `name` gives the component; info without one. The level
+/// follows the ConfigMap until `shutdown`; one that cannot be read or does not parse changes nothing.
 ///
 /// # Errors
 /// When logging is set up already.
-pub(crate) async fn log(client: &Client, namespace: &str, name: &str, component: &str) -> anyhow::Result<()> {
-    let settings = Logging::parse(&data(client, namespace, name).await).unwrap_or_else(|error| {
-        eprintln!("ConfigMap {namespace}/{name}: {error}; logging with defaults");
-        Logging::default()
-    });
-    let level = match settings.levels.get(component).map(String::as_str) {
-        Some(level @ ("debug" | "warn" | "error")) => level,
-        // Beyond errors zap has levels of its own.
-        Some("dpanic" | "panic" | "fatal") => "error",
-        _ => "info",
+pub(crate) async fn log(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    component: &'static str,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let levels = ConfigStore::new(level(None, component));
+    let filter = logs::init(logs::Format::Json, &levels.load())?;
+    let map = name.to_owned();
+    let parse = move |data: &ConfigMapData| {
+        let settings = data.get(&map).map(Logging::parse).transpose()?;
+        Ok::<_, ConfigError>(level(settings.as_ref(), component))
     };
-    Ok(logs::init(logs::Format::Json, level)?)
+    let mut changed = levels.subscribe();
+    let mut following = tokio::spawn(levels.run(client.clone(), namespace, parse, shutdown));
+    let apply = move |levels: &ConfigStore<&'static str>| {
+        if let Err(error) = filter.set(*levels.load()) {
+            tracing::error!(%error, "the log level stays as it was");
+        }
+    };
+    if tokio::time::timeout(LOGGING_PATIENCE, levels.synced()).await.is_err() {
+        tracing::warn!("cannot read ConfigMap {namespace}/{name} in time, logging with defaults");
+    }
+    changed.borrow_and_update();
+    apply(&levels);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                // It ends at shutdown.
+                _ = &mut following => return,
+                _ = changed.changed() => apply(&levels),
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The log filter of a component. Beyond errors zap has levels of its own.
+fn level(settings: Option<&Logging>, component: &str) -> &'static str {
+    match settings.and_then(|settings| settings.levels.get(component)).map(String::as_str) {
+        Some("debug") => "debug",
+        Some("warn") => "warn",
+        Some("error" | "dpanic" | "panic" | "fatal") => "error",
+        _ => "info",
+    }
 }
 
 /// Runs until `component` ends. The first SIGTERM or SIGINT cancels `shutdown`, upon which it drains; a second one is an

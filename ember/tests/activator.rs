@@ -10,11 +10,11 @@ use ember_apiserver::ApiServer;
 use ember_node::address::{Block, BlockClaim};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -170,5 +170,38 @@ async fn what_is_missing_is_named() {
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(said.contains(&format!("required key {name}")), "{said}");
     }
+    world.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_level_follows_the_configmap() {
+    let world = World::start().await;
+    world.config_map("config-network").await;
+    world.config_map("config-logging").await;
+    let mut child = world.spawn(&["--drain-settle", "1ms"], None);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let maps: Api<ConfigMap> = Api::namespaced(world.server.client(), "knative-serving");
+    let set = async |level: &str| {
+        let patch = Patch::Merge(json!({"data": {"loglevel.activator": level}}));
+        maps.patch("config-logging", &PatchParams::default(), &patch).await.unwrap();
+    };
+    // Without an autoscaler each attempt at it is a line of debugging, and nothing else is said for long.
+    let is_debug = |line: &str| line.contains(r#""level":"DEBUG""#);
+    assert_eq!(world.probe("/").await, 500);
+    set("debug").await;
+    let mut debugged = 0;
+    while debugged < 3 {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().unwrap();
+        debugged += usize::from(is_debug(&line));
+    }
+    set("error").await;
+    // Attempts go on at most some seconds apart: silence for longer than that is silence.
+    let silence = Duration::from_secs(9);
+    let deadline = Instant::now() + PATIENCE;
+    while let Ok(line) = tokio::time::timeout(silence, lines.next_line()).await {
+        assert!(Instant::now() < deadline, "still speaking: {line:?}");
+    }
+    signal(&child, Signal::SIGTERM);
+    assert!(child.wait().await.unwrap().success());
     world.close();
 }

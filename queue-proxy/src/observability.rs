@@ -8,7 +8,7 @@ use ember_telemetry::{meters, traces};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::prometheus::Prometheus;
+use ember_dataplane::metrics::prometheus::Prometheus;
 
 /// Where metrics about requests go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

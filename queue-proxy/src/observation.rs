@@ -218,7 +218,7 @@ impl Observation {
         let Some(active) = &mut self.0 else { return };
         match answer {
             Ok(status) => active.responded(Outcome::Status(status.as_u16()), ""),
-            Err(error) => active.responded(Outcome::Error(error_type(error)), &error.to_string()),
+            Err(error) => active.responded(Outcome::Error(error.kind()), &error.to_string()),
         }
     }
 
@@ -297,21 +297,6 @@ impl Drop for Active {
 
 fn counted(bytes: Option<&Arc<AtomicU64>>) -> u64 {
     bytes.map_or(0, |bytes| bytes.load(Ordering::Relaxed))
-}
-
-/// Why there is no answer, in few words.
-fn error_type(error: &ProxyError) -> &'static str {
-    match error {
-        ProxyError::Connect { .. } => "connect",
-        ProxyError::ConnectTimeout { .. } => "connect_timeout",
-        ProxyError::NoResponse(_) => "no_response",
-        ProxyError::Broken(_) => "broken",
-        ProxyError::UpgradeMismatch { .. } => "upgrade_mismatch",
-        ProxyError::Tls(_) => "tls",
-        ProxyError::Connected => "unsupported",
-        ProxyError::QueueFull => "queue_full",
-        ProxyError::QueueTimeout | ProxyError::Expired(_) => "timeout",
-    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -309,6 +309,8 @@ async fn requests_and_probes_go_by_either_port() {
     assert_eq!(text(http1(connect().await, get("/b", &[])).await).await, "HTTP/1.1 /b");
     assert_eq!(text(sidecar.plain(8012, get("/c", &[])).await).await, "HTTP/1.1 /c");
     assert_eq!(sidecar.plain(8022, get("/", &[])).await.status(), 404);
+    let statistics = sidecar.plain(9090, get("/metrics", &[])).await;
+    assert_eq!(statistics.headers()["content-type"], "application/protobuf");
     let hash = [("k-network-probe", "probe"), ("k-network-hash", "abc")];
     assert_eq!(http1(connect().await, get("/healthz", &hash)).await.headers()["k-network-hash"], "abc");
     assert!(authority.handshake(sidecar.tls(), V1_2).await.is_err());

@@ -19,7 +19,7 @@ use ember_dataplane::stat::{WireStatMessage, WireStatMessages};
 use ember_dataplane::worker::Workers;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,7 +32,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
@@ -65,13 +65,20 @@ const METRICS: [u8; 4] = [127, 0, 0, 2];
 
 /// The machine's network; remembers where the activator listens, by the address it asked for.
 #[derive(Default)]
-pub struct TestNetwork(Mutex<HashMap<IpAddr, SocketAddr>>);
+pub struct TestNetwork(Mutex<HashMap<IpAddr, Vec<SocketAddr>>>);
+
+impl TestNetwork {
+    /// Where the activator listens on that address, in the order of its ports.
+    pub fn listening(&self, ip: IpAddr) -> Vec<SocketAddr> {
+        self.0.lock().get(&ip).cloned().unwrap_or_default()
+    }
+}
 
 impl Network for TestNetwork {
     fn listen<'a>(&'a self, addr: SocketAddr) -> BoxFuture<'a, std::io::Result<Listener>> {
         Box::pin(async move {
             let listener = SystemNetwork.listen(addr).await?;
-            self.0.lock().insert(addr.ip(), listener.local_addr()?);
+            self.0.lock().entry(addr.ip()).or_default().push(listener.local_addr()?);
             Ok(listener)
         })
     }
@@ -83,16 +90,21 @@ impl Network for TestNetwork {
 
 /// The autoscaler's end: passes on what is reported.
 pub async fn autoscaler(listener: TcpListener, reports: mpsc::UnboundedSender<WireStatMessage>) {
+    // They end with this future.
+    let mut links = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-        while let Some(Ok(message)) = socket.next().await {
-            if let Message::Binary(bytes) = message {
-                for message in WireStatMessages::decode(bytes).unwrap().messages {
-                    let _ = reports.send(message);
+        let reports = reports.clone();
+        links.spawn(async move {
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            while let Some(Ok(message)) = socket.next().await {
+                if let Message::Binary(bytes) = message {
+                    for message in WireStatMessages::decode(bytes).unwrap().messages {
+                        let _ = reports.send(message);
+                    }
                 }
             }
-        }
+        });
     }
 }
 
@@ -197,7 +209,9 @@ impl Pod {
 
 pub struct World {
     pub client: Client,
+    /// The first of the ports that carry requests.
     pub addr: SocketAddr,
+    pub network: Arc<TestNetwork>,
     pub metrics: SocketAddr,
     pub reports: mpsc::UnboundedReceiver<WireStatMessage>,
     pub shutdown: CancellationToken,
@@ -259,13 +273,16 @@ impl World {
             tokio::spawn(ember_activator::run(config, io, client.clone(), workers.clone(), shutdown.clone()));
         let listening = |ip: IpAddr| {
             let network = Arc::clone(&network);
-            async move { eventually("the activator to listen", async || network.0.lock().get(&ip).copied()).await }
+            async move {
+                eventually("the activator to listen", async || network.listening(ip).first().copied()).await
+            }
         };
         let addr = listening([127, 0, 0, 1].into()).await;
         let metrics = listening(METRICS.into()).await;
         let world = Self {
             client,
             addr,
+            network,
             metrics,
             reports,
             shutdown,
@@ -458,8 +475,12 @@ pub const OF_REV: [(&str, &str); 2] =
     [("knative-serving-namespace", "ns"), ("knative-serving-revision", "rev")];
 
 pub async fn create_revision(client: &Client, spec: &Value) {
+    create_revision_named(client, "rev", spec).await;
+}
+
+pub async fn create_revision_named(client: &Client, name: &str, spec: &Value) {
     let revision: Revision = serde_json::from_value(json!({
-        "apiVersion": "serving.knative.dev/v1", "kind": "Revision", "metadata": {"name": "rev"}, "spec": spec,
+        "apiVersion": "serving.knative.dev/v1", "kind": "Revision", "metadata": {"name": name}, "spec": spec,
     }))
     .unwrap();
     Api::namespaced(client.clone(), "ns").create(&PostParams::default(), &revision).await.unwrap();
@@ -477,10 +498,21 @@ pub async fn exchange(
 
 /// The whole answer to a request on a connection of its own.
 pub async fn respond(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Response<String> {
+    let method = if body.is_empty() { Method::GET } else { Method::POST };
+    respond_to(addr, method, path, headers, body).await
+}
+
+/// The same for any method.
+pub async fn respond_to(
+    addr: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response<String> {
     let stream = TcpStream::connect(addr).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
-    let method = if body.is_empty() { "GET" } else { "POST" };
     let mut request = Request::builder().method(method).uri(path).header("host", "hello.example.com");
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -126,6 +126,11 @@ impl<L: LabelSet> Families<L> {
         Series(self.definitions.iter().map(|definition| Histogram::new(definition.unit)).collect())
     }
 
+    /// Forgets series that are no longer of interest. What is recorded into one that somebody keeps is lost.
+    pub fn retain(&self, keep: impl Fn(&L) -> bool) {
+        self.series.lock().retain(|labels, _| keep(labels));
+    }
+
     /// Writes all series, ordered.
     pub fn expose(&self, text: &mut Text) {
         let mut all: Vec<(Labels, Arc<Series>)> = {

@@ -221,6 +221,14 @@ pub struct HttpLabels<X> {
     extra: X,
 }
 
+impl<X> HttpLabels<X> {
+    /// What the component adds.
+    #[must_use]
+    pub fn extra(&self) -> &X {
+        &self.extra
+    }
+}
+
 impl<X: Extra> LabelSet for HttpLabels<X> {
     fn labels(&self) -> Vec<Label<'_>> {
         let mut labels = vec![
@@ -264,6 +272,11 @@ impl<X: Extra> Recorder<X> {
     #[must_use]
     pub fn new(families: Arc<Families<HttpLabels<X>>>) -> Self {
         Self { families, known: Mutex::default() }
+    }
+
+    /// Forgets what is no longer of interest.
+    pub fn retain(&self, keep: impl Fn(&X) -> bool) {
+        self.known.lock().retain(|observed, _| keep(&observed.extra));
     }
 
     /// Records an exchange: one value for each family.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ember_dataplane::tls::{InvalidClients, InvalidPair, InvalidSetting, Pair, Roots, Server, Settings};
+use crate::tls::{InvalidClients, InvalidPair, InvalidSetting, Pair, Roots, Server, Settings};
 use tokio::fs;
 
 const HOST: &str = "METRICS_PROMETHEUS_HOST";
@@ -75,10 +75,10 @@ pub enum Error {
 
 impl Prometheus {
     /// By the configured endpoint, `host:port` with either missing, and the environment that overrides it.
-    pub(crate) fn parse<'a>(
-        endpoint: &str,
-        variable: impl Fn(&str) -> Option<&'a str>,
-    ) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// What is wrong, by the name of the variable.
+    pub fn parse<'a>(endpoint: &str, variable: impl Fn(&str) -> Option<&'a str>) -> Result<Self, String> {
         let (endpoint_host, endpoint_port) = match endpoint.rsplit_once(':') {
             Some((host, port)) => (host.trim_matches(['[', ']']), port),
             None => ("", endpoint),
@@ -103,7 +103,11 @@ impl Prometheus {
 }
 
 impl Tls {
-    fn parse<'a>(variable: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Self>, String> {
+    /// By the environment; `None` where no certificate is named.
+    ///
+    /// # Errors
+    /// What is wrong, by the name of the variable.
+    pub fn parse<'a>(variable: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Self>, String> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let (certificate, key) = match (set(CERTIFICATE), set(KEY)) {
             (None, None) => {
@@ -134,7 +138,7 @@ impl Tls {
     ///
     /// # Errors
     /// [`Error`].
-    pub(crate) async fn server(&self) -> Result<Server, Error> {
+    pub async fn server(&self) -> Result<Server, Error> {
         let certificate = read(CERTIFICATE, &self.certificate).await?;
         let pair = Pair::from_pem(&certificate, &read(KEY, &self.key).await?)?;
         let (authorities, required) = match &self.clients {
