@@ -3,7 +3,12 @@
 //! `REVISIONS` and `PODS` say how many revisions sleep (20,000) and how many are awake with one pod each (1,000);
 //! `SECONDS` how long is measured (30).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a run that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a run that cannot go on fails"
+)]
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -64,7 +69,8 @@ fn main() {
 /// The component by itself, until it is killed.
 async fn autoscaler(kubeconfig: &Path) {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let client = Client::try_from(config).unwrap();
     let config = ember_autoscaler::Config {
         stats_addr: "127.0.0.1:0".parse().unwrap(),
@@ -150,7 +156,8 @@ impl World {
             // The server may have made it.
             let _ = Api::all(client.clone()).create(&PostParams::default(), &namespace).await;
         }
-        let settings = json!({"metadata": {"name": "config-autoscaler"}, "data": {"allow-zero-initial-scale": "true"}});
+        let settings =
+            json!({"metadata": {"name": "config-autoscaler"}, "data": {"allow-zero-initial-scale": "true"}});
         create::<ConfigMap>(&client, "knative-serving", settings).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let kubeconfig = data.path().join("kubeconfig");
@@ -165,7 +172,10 @@ impl World {
     /// An autoscaler of its own process.
     fn autoscaler(&self) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(KUBECONFIG, &self.kubeconfig).env(SCRAPE_PORT, self.port.to_string()).stdin(Stdio::null());
+        command
+            .env(KUBECONFIG, &self.kubeconfig)
+            .env(SCRAPE_PORT, self.port.to_string())
+            .stdin(Stdio::null());
         Process(command.spawn().unwrap())
     }
 
@@ -179,7 +189,10 @@ impl World {
     /// Writes `count` revisions with that many pods each: Deployments, PodAutoscalers, ready Pods.
     async fn revisions(&self, prefix: &str, count: u32, pods: u32) {
         stream::iter(0..count)
-            .for_each_concurrent(WRITES, |i| async move { self.revision(&format!("{prefix}-{i}"), pods).await })
+            .for_each_concurrent(
+                WRITES,
+                |i| async move { self.revision(&format!("{prefix}-{i}"), pods).await },
+            )
             .await;
     }
 
@@ -336,10 +349,14 @@ async fn answer_scrapes(listener: TcpListener, scrapes: Arc<AtomicU64>) {
                 ..Stat::default()
             };
             let mut response = Response::new(Full::from(Bytes::from(stat.encode_to_vec())));
-            response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/protobuf"));
+            response
+                .headers_mut()
+                .insert("content-type", http::HeaderValue::from_static("application/protobuf"));
             async move { Ok::<_, Infallible>(response) }
         });
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+        );
     }
 }
 
