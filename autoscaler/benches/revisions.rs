@@ -348,7 +348,7 @@ async fn answer_scrapes(listener: TcpListener, scrapes: Arc<AtomicU64>) {
                 process_uptime: 100.0,
                 ..Stat::default()
             };
-            let mut response = Response::new(Full::from(Bytes::from(stat.encode_to_vec())));
+            let mut response = Response::new(Full::<Bytes>::from(stat.encode_to_vec()));
             response
                 .headers_mut()
                 .insert("content-type", http::HeaderValue::from_static("application/protobuf"));
