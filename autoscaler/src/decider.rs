@@ -100,20 +100,25 @@ pub struct Decision {
 /// What determined the wanted number of pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The stable window's load.
-    Stable,
+    /// The stable window's load, or what limited it.
+    Stable(Option<Limit>),
+    /// The panic window's load, or what limited it.
+    Panic(Option<Limit>),
+    /// Scale of an earlier moment of the same panic.
+    PanicFloor,
+    /// Scale of an earlier moment within the scale-down delay.
+    ScaleDownDelay,
+}
+
+/// What kept a window from the number of pods that its load asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
     /// The limit of growth.
     ScaleUpRate,
     /// The limit of shrinking.
     ScaleDownRate,
     /// The smallest scale other than zero.
     ActivationScale,
-    /// The panic window's load.
-    Panic,
-    /// Scale of an earlier moment of the same panic.
-    PanicFloor,
-    /// Scale of an earlier moment within the scale-down delay.
-    ScaleDownDelay,
 }
 
 /// The state that one evaluation leaves to the next.
@@ -159,8 +164,8 @@ impl Decider {
         let pods = f64::from(ready.max(1));
         let up = (spec.max_scale_up_rate * pods).ceil();
         let down = if spec.reachable { (pods / spec.max_scale_down_rate).floor() } else { 0.0 };
-        let (stable_scale, mut reason) = limit(spec, stable_pods, down, up);
-        let (panic_scale, _) = limit(spec, panic_pods, down, up);
+        let (stable_scale, stable_limit) = limit(spec, stable_pods, down, up);
+        let (panic_scale, panic_limit) = limit(spec, panic_pods, down, up);
 
         if panic_pods / pods >= spec.panic_threshold {
             self.mode = Mode::Panic { since: now };
@@ -171,11 +176,11 @@ impl Decider {
             self.max_panic_pods = 0;
         }
 
-        let mut desired = stable_scale;
+        let (mut desired, mut reason) = (stable_scale, Reason::Stable(stable_limit));
         if matches!(self.mode, Mode::Panic { .. }) {
             if panic_scale > desired {
                 desired = panic_scale;
-                reason = Reason::Panic;
+                reason = Reason::Panic(panic_limit);
             }
             if self.max_panic_pods > desired {
                 desired = self.max_panic_pods;
@@ -205,19 +210,19 @@ impl Decider {
 }
 
 /// Rate limits, then the activation scale: it may exceed the rate and looks at the unlimited number of pods.
-fn limit(spec: &DeciderSpec, pods: f64, down: f64, up: f64) -> (i32, Reason) {
+fn limit(spec: &DeciderSpec, pods: f64, down: f64, up: f64) -> (i32, Option<Limit>) {
     let scale = whole(pods.max(down).min(up));
     if spec.activation_scale > 1 && pods > 0.0 && spec.activation_scale > scale {
-        return (spec.activation_scale, Reason::ActivationScale);
+        return (spec.activation_scale, Some(Limit::ActivationScale));
     }
-    let reason = if pods > up {
-        Reason::ScaleUpRate
+    let limit = if pods > up {
+        Some(Limit::ScaleUpRate)
     } else if pods < down {
-        Reason::ScaleDownRate
+        Some(Limit::ScaleDownRate)
     } else {
-        Reason::Stable
+        None
     };
-    (scale, reason)
+    (scale, limit)
 }
 
 /// A number without its fraction. What is no number counts as the smallest one: too little capacity, as in Knative.
@@ -281,4 +286,47 @@ pub fn num_activators(spec: &DeciderSpec, ready: i32) -> i32 {
     }
     let capacity = f64::from(ready) * spec.total_value + spec.target_burst_capacity.max(0.0);
     ((capacity / spec.activator_capacity).ceil() as i32).max(MINIMUM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> DeciderSpec {
+        DeciderSpec {
+            max_scale_up_rate: 10.0,
+            max_scale_down_rate: 2.0,
+            scaling_metric: ScalingMetric::Concurrency,
+            target_value: 1.0,
+            total_value: 1.0,
+            target_burst_capacity: 0.0,
+            activator_capacity: 100.0,
+            panic_threshold: 2.0,
+            stable_window: Duration::from_secs(60),
+            scale_down_delay: Duration::ZERO,
+            initial_scale: 1,
+            reachable: true,
+            activation_scale: 0,
+        }
+    }
+
+    fn reason(spec: &DeciderSpec, stable: f64, panic: f64) -> Option<(i32, Reason)> {
+        let now = Time::from_millis(0);
+        let decision = Decider::new(spec, 1, now).evaluate(spec, now, 1, Load { stable, panic })?;
+        Some((decision.desired, decision.reason))
+    }
+
+    #[test]
+    fn a_reason_names_what_limited_the_window_that_counted() {
+        let spec = spec();
+        let up = Some(Limit::ScaleUpRate);
+        assert_eq!(reason(&spec, 1.0, 1.0), Some((1, Reason::Stable(None))));
+        assert_eq!(reason(&spec, 20.0, 20.0), Some((10, Reason::Stable(up))));
+        assert_eq!(reason(&spec, 2.0, 5.0), Some((5, Reason::Panic(None))));
+        assert_eq!(reason(&spec, 2.0, 20.0), Some((10, Reason::Panic(up))));
+        let spec = DeciderSpec { activation_scale: 7, ..spec };
+        let activation = Some(Limit::ActivationScale);
+        assert_eq!(reason(&spec, 0.0, 5.0), Some((7, Reason::Panic(activation))));
+        assert_eq!(reason(&spec, 2.0, 5.0), Some((7, Reason::Stable(activation))));
+    }
 }

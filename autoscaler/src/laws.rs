@@ -113,7 +113,7 @@ proptest! {
     fn a_newly_computed_scale_respects_the_rates(spec in spec(), trace in trace()) {
         for (ready, decision) in run(&spec, &trace) {
             let ready = f64::from(ready.max(1));
-            if matches!(decision.reason, Reason::Stable | Reason::ScaleUpRate | Reason::ScaleDownRate | Reason::Panic) {
+            if matches!(decision.reason, Reason::Stable(_) | Reason::Panic(_)) {
                 let up = (spec.max_scale_up_rate * ready).ceil().max(f64::from(spec.activation_scale));
                 prop_assert!(f64::from(decision.desired) <= up);
             }

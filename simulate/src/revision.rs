@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ember_autoscaler::collection::Collection;
-use ember_autoscaler::decider::{Decider, DeciderStatus, Mode, Reason, ScalingMetric};
+use ember_autoscaler::decider::{Decider, DeciderStatus, Limit, Mode, Reason, ScalingMetric};
 use ember_autoscaler::scaler::{self, Activity, ActivityChange, ActivityInput, ScaleInput, Step};
 use ember_autoscaler::time::Time;
 use ember_dataplane::stat::Stat;
@@ -387,12 +387,15 @@ struct Recording {
 }
 
 /// The reasons of a decision, by name.
-const REASONS: [(Reason, &str); 7] = [
-    (Reason::Stable, "stable-window"),
-    (Reason::ScaleUpRate, "max-scale-up-rate"),
-    (Reason::ScaleDownRate, "max-scale-down-rate"),
-    (Reason::ActivationScale, "activation-scale"),
-    (Reason::Panic, "panic-window"),
+const REASONS: [(Reason, &str); 9] = [
+    (Reason::Stable(None), "stable-window"),
+    (Reason::Stable(Some(Limit::ScaleUpRate)), "max-scale-up-rate"),
+    (Reason::Stable(Some(Limit::ScaleDownRate)), "max-scale-down-rate"),
+    (Reason::Stable(Some(Limit::ActivationScale)), "activation-scale"),
+    // The panic window counts only where it asks for more: never for what the limit of shrinking left.
+    (Reason::Panic(None), "panic-window"),
+    (Reason::Panic(Some(Limit::ScaleUpRate)), "panic-window-max-scale-up-rate"),
+    (Reason::Panic(Some(Limit::ActivationScale)), "panic-window-activation-scale"),
     (Reason::PanicFloor, "panic-floor"),
     (Reason::ScaleDownDelay, "scale-down-delay"),
 ];
