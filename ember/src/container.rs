@@ -11,8 +11,9 @@ use ember_api::configmaps::ConfigError;
 use ember_api::configmaps::logging::Logging;
 use ember_reconcile::config::{ConfigMapData, ConfigStore};
 use ember_telemetry::logs;
-use kube::Client;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -113,7 +114,7 @@ pub(crate) async fn log(
             tracing::error!(%error, "the log level stays as it was");
         }
     };
-    if tokio::time::timeout(LOGGING_PATIENCE, levels.synced()).await.is_err() {
+    if tokio::time::timeout(READING_PATIENCE, levels.synced()).await.is_err() {
         tracing::warn!("cannot read ConfigMap {namespace}/{name} in time, logging with defaults");
     }
     changed.borrow_and_update();
