@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::decider::{
-    Decider, DeciderSpec, DeciderStatus, Load, Mode, Reason, ScalingMetric, excess_burst_capacity,
+    Decider, DeciderSpec, DeciderStatus, Limit, Load, Mode, Reason, ScalingMetric, excess_burst_capacity,
     num_activators,
 };
 use crate::scaler::{
@@ -217,18 +217,29 @@ proptest! {
             let desired = f64::from(decision.desired);
             let panicking = matches!(decision.mode, Mode::Panic { .. });
             let up = (spec.max_scale_up_rate * pods).ceil();
-            match decision.reason {
-                Reason::Stable => prop_assert_eq!(desired, decision.stable_pods),
-                Reason::ScaleUpRate => prop_assert_eq!(desired, up),
-                Reason::ScaleDownRate => {
-                    prop_assert!(spec.reachable && decision.stable_pods < desired);
+            let (window, limit) = match decision.reason {
+                Reason::Panic(limit) => (decision.panic_pods, limit),
+                Reason::Stable(limit) => (decision.stable_pods, limit),
+                _ => (decision.stable_pods, None),
+            };
+            match limit {
+                Some(Limit::ScaleUpRate) => prop_assert_eq!(desired, up),
+                Some(Limit::ScaleDownRate) => {
+                    prop_assert!(spec.reachable && window < desired);
                     prop_assert_eq!(desired, (pods / spec.max_scale_down_rate).floor());
                 }
-                Reason::ActivationScale => {
+                Some(Limit::ActivationScale) => {
                     prop_assert_eq!(decision.desired, spec.activation_scale);
-                    prop_assert!(decision.stable_pods > 0.0);
+                    prop_assert!(window > 0.0);
                 }
-                Reason::Panic => prop_assert!(panicking && decision.panic_pods > decision.stable_pods),
+                None => {}
+            }
+            match decision.reason {
+                Reason::Stable(limit) => prop_assert!(limit.is_some() || desired == window),
+                Reason::Panic(limit) => {
+                    prop_assert!(panicking && decision.panic_pods > decision.stable_pods);
+                    prop_assert!(limit.is_some() || desired == window);
+                }
                 Reason::PanicFloor => prop_assert!(panicking),
                 Reason::ScaleDownDelay => prop_assert!(spec.reachable && !spec.scale_down_delay.is_zero()),
             }
