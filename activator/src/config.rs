@@ -10,6 +10,7 @@ use ember_dataplane::metrics::prometheus::Tls;
 use ember_dataplane::port;
 use ember_dataplane::server;
 use ember_dataplane::tls::{InvalidSetting, Settings};
+use ember_reconcile::cluster;
 use ember_telemetry::request_log::Output;
 
 const METRICS_PORT: u16 = 9090;
@@ -199,7 +200,7 @@ impl Config {
         let system_namespace = env.required("SYSTEM_NAMESPACE")?;
         let cluster_domain = match env.get("CLUSTER_DOMAIN") {
             Some(domain) => domain.to_owned(),
-            None => cluster_domain(resolv_conf).unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned(),
+            None => cluster::domain(resolv_conf).unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned(),
         };
         // A negative number of connections is none, as in Go.
         let count = |name, default| {
@@ -247,18 +248,6 @@ impl Config {
             request_log_output: own.request_log_output,
         })
     }
-}
-
-/// The domain of the first `svc.<domain>` in a `search` line.
-fn cluster_domain(resolv_conf: &str) -> Option<&str> {
-    resolv_conf
-        .lines()
-        .map(str::split_ascii_whitespace)
-        .filter_map(|mut words| (words.next() == Some("search")).then_some(words))
-        .flatten()
-        .filter_map(|entry| entry.strip_prefix("svc."))
-        .map(|domain| domain.trim_end_matches('.'))
-        .find(|domain| !domain.is_empty())
 }
 
 #[cfg(test)]

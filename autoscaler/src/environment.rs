@@ -5,6 +5,7 @@ use std::net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr};
 
 use ember_api::configmaps::observability::Observability;
 use ember_api::configmaps::{logging, observability};
+use ember_reconcile::cluster;
 
 use crate::config::{Config, HpaClass, Replica};
 
@@ -73,7 +74,7 @@ impl Environment {
             hpa_class: HpaClass::Managed,
             system_namespace: required("SYSTEM_NAMESPACE")?,
             cluster_domain: given("CLUSTER_DOMAIN")
-                .or_else(|| cluster_domain(resolv_conf).map(str::to_owned))
+                .or_else(|| cluster::domain(resolv_conf).map(str::to_owned))
                 .unwrap_or_else(|| DEFAULT_CLUSTER_DOMAIN.to_owned()),
             leader_election_name: text("CONFIG_LEADERELECTION_NAME", &own.leader_election_name),
             ..own
@@ -110,18 +111,6 @@ impl Environment {
             (self.metrics_host.unwrap_or(asked.ip()), self.metrics_port.unwrap_or(asked.port()));
         Some(SocketAddr::new(host, port))
     }
-}
-
-/// The domain of the first `svc.<domain>` in a `search` line.
-fn cluster_domain(resolv_conf: &str) -> Option<&str> {
-    resolv_conf
-        .lines()
-        .map(str::split_ascii_whitespace)
-        .filter_map(|mut words| (words.next() == Some("search")).then_some(words))
-        .flatten()
-        .filter_map(|entry| entry.strip_prefix("svc."))
-        .map(|domain| domain.trim_end_matches('.'))
-        .find(|domain| !domain.is_empty())
 }
 
 #[cfg(test)]

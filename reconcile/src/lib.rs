@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod cache;
+pub mod cluster;
 pub mod config;
 pub mod election;
 pub mod event;
