@@ -141,11 +141,17 @@ impl Window {
             count -= silent;
             weight *= (1.0 - self.coefficient).powf(silent as f64);
         }
-        let newest = self.index(last);
+        // The ring from the newest bucket backwards, as two slices: a remainder for each bucket would cost more than
+        // its weight.
+        let (recent, older) = self.buckets.split_at(self.slot(self.index(last)) + 1);
+        let mut left = usize::try_from(count).unwrap_or(0);
         let mut average = 0.0;
-        for back in 0..count {
-            average += self.buckets[self.slot(newest - back)] * weight;
-            weight *= 1.0 - self.coefficient;
+        for half in [recent, older] {
+            for value in half.iter().rev().take(left) {
+                average += value * weight;
+                weight *= 1.0 - self.coefficient;
+            }
+            left = left.saturating_sub(half.len());
         }
         average
     }
