@@ -3,6 +3,7 @@
 mod h2c;
 mod head;
 mod http1;
+mod stream;
 
 use std::future::Future;
 use std::io;
@@ -13,10 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
@@ -26,6 +25,7 @@ use crate::io::{Listener, Stream};
 use crate::protocol::INLINE_HEADERS;
 use crate::tls;
 use crate::worker::Workers;
+use stream::ServerStream;
 
 /// Answers requests. Implemented for closures `Fn(Request<Body>, Arc<Conn>) -> impl Future<Output = Response<Body>>`.
 ///
@@ -88,6 +88,9 @@ pub struct Options {
     /// which is as long as a request may take by Knative's defaults. A request's own timers come first. Of an HTTP/2
     /// stream nothing is taken until what was read from the backend in one go is.
     pub stall_timeout: Duration,
+    /// How long an HTTP/1 client that has closed its side may take nothing before its request is given up. 1 s. It may
+    /// be gone, or wait for the answer: only a write tells.
+    pub half_closed_timeout: Duration,
     /// How long an HTTP/2 client may be silent before it is asked for a sign of life. 60 s.
     pub ping_interval: Duration,
     /// How long it may take to give one. 20 s.
@@ -115,6 +118,7 @@ impl Default for Options {
             max_pending_resets: 20,
             max_error_resets: 1024,
             stall_timeout: Duration::from_secs(600),
+            half_closed_timeout: Duration::from_secs(1),
             ping_interval: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
             tls: None,
@@ -286,29 +290,6 @@ impl Conn {
     }
 }
 
-/// How long a client has taken nothing.
-struct Stall {
-    timeout: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stall {
-    fn new(timeout: Duration) -> Self {
-        Self { timeout, sleep: None }
-    }
-
-    /// The client has taken something, or owes nothing.
-    fn clear(&mut self) {
-        self.sleep = None;
-    }
-
-    /// Whether it has been too long.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeout = self.timeout;
-        self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
-    }
-}
-
 /// A request is being served as long as this lives.
 struct Busy(Arc<Conn>);
 
@@ -395,15 +376,7 @@ pub async fn connection<H: Handler>(stream: Stream, conn: Arc<Conn>, handler: Ar
             None => return,
         },
     };
-    let mut stream = ServerStream {
-        inner: stream,
-        seen: Bytes::new(),
-        conn: Arc::clone(&conn),
-        header_read_timeout: options.header_read_timeout,
-        head: Some(Box::pin(tokio::time::sleep(options.header_read_timeout))),
-        cut: None,
-        stall: Stall::new(options.stall_timeout),
-    };
+    let mut stream = ServerStream::new(stream, Arc::clone(&conn), options);
     let multiplexed = tokio::select! {
         biased;
         multiplexed = h2c::detect(&mut stream) => multiplexed,
@@ -462,106 +435,4 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
         response.body_mut().attach(busy);
     }
     response
-}
-
-/// A client's connection: bounds the time a head takes, and the time an answer nobody reads is kept.
-struct ServerStream {
-    inner: Stream,
-    /// Read already, to tell the protocol.
-    seen: Bytes,
-    conn: Arc<Conn>,
-    header_read_timeout: Duration,
-    head: Option<Pin<Box<Sleep>>>,
-    cut: Option<Pin<Box<Sleep>>>,
-    stall: Stall,
-}
-
-impl AsyncRead for ServerStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.seen.is_empty() {
-            let length = this.seen.len().min(buf.remaining());
-            buf.put_slice(&this.seen[..length]);
-            this.seen.advance(length);
-            if this.seen.is_empty() {
-                // Not even an empty rest is to keep what it was cut from.
-                this.seen = Bytes::new();
-            }
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut this.inner).poll_read(cx, buf);
-        let phase = this.conn.phase.load(Ordering::Relaxed);
-        if polled.is_ready() && phase == IDLE && buf.filled().len() > before {
-            this.conn.phase.store(HEAD, Ordering::Relaxed);
-        }
-        if polled.is_ready() || phase != HEAD {
-            // Lazily, so that a head that arrives in one piece costs no timer.
-            if phase != HEAD {
-                this.head = None;
-            }
-            return polled;
-        }
-        let timeout = this.header_read_timeout;
-        let head = this.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        match head.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl ServerStream {
-    /// What became of a write: one the client does not take is waited for only so long.
-    fn written(&mut self, polled: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if polled.is_ready() {
-            self.stall.clear();
-            return polled;
-        }
-        if self.conn.poll_cut(&mut self.cut, cx).is_ready() || self.stall.poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for ServerStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.conn.flushed.store(false, Ordering::Relaxed);
-        let polled = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.written(polled, cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.conn.flushed.store(false, Ordering::Relaxed);
-        let polled = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.written(polled, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match Pin::new(&mut this.inner).poll_flush(cx) {
-            // TLS keeps what the client does not take.
-            Poll::Pending => this.written(Poll::Pending, cx).map(|written| written.map(drop)),
-            Poll::Ready(flushed) => {
-                // Asked for only once all that was buffered has been written.
-                this.conn.flushed.store(flushed.is_ok(), Ordering::Relaxed);
-                Poll::Ready(flushed)
-            }
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
-    }
 }

@@ -20,7 +20,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use super::{Conn, Handler, MORE, NOTHING, Options, SAME, ServerStream, Stall, UPGRADED, answer};
+use super::stream::{ServerStream, Stall};
+use super::{Conn, Handler, MORE, NOTHING, Options, SAME, UPGRADED, answer};
 use crate::body::{self, Body};
 use crate::error;
 

@@ -19,7 +19,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::protocol::INLINE_HEADERS;
 
-use super::{Conn, HEAD, Handler, IDLE, Options, ServerStream, answer};
+use super::stream::ServerStream;
+use super::{Conn, HEAD, Handler, IDLE, Options, answer};
 
 /// Serves a connection to its end.
 pub(super) async fn serve<H: Handler>(
