@@ -370,7 +370,7 @@ fn revision_labels(pa: &PodAutoscaler) -> Result<RevisionLabels, String> {
     let label = |name: &str| pa.labels().get(name).cloned().unwrap_or_default();
     let required = |name: &str| match label(name) {
         value if value.is_empty() => Err(format!(
-            "error reconciling Decider: label \"{name}\" not found or empty in Decider {}",
+            "error reconciling Decider: error creating Decider: label \"{name}\" not found or empty in Decider {}",
             pa.name_any()
         )),
         value => Ok(value),
