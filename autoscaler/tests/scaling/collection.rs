@@ -125,7 +125,8 @@ async fn labels_of_configuration_and_revision_are_required() {
         );
         eventually(&wanted, async || {
             let events = world.api::<Event>().list(&Default::default()).await.unwrap();
-            let mut events = events.into_iter().filter(|event| event.reason.as_deref() == Some("InternalError"));
+            let mut events =
+                events.into_iter().filter(|event| event.reason.as_deref() == Some("InternalError"));
             events.find(|event| event.message.as_deref() == Some(&wanted))
         })
         .await;

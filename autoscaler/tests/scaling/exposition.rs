@@ -113,7 +113,8 @@ async fn gauges_follow_the_load_and_the_pods_and_end_with_their_revision() {
     })
     .await;
     let zero = |more: Value| {
-        let mut all = json!({"autoscaling.knative.dev/initial-scale": "0", "autoscaling.knative.dev/target": "10"});
+        let mut all =
+            json!({"autoscaling.knative.dev/initial-scale": "0", "autoscaling.knative.dev/target": "10"});
         all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         all
     };
@@ -194,7 +195,10 @@ async fn gauges_follow_the_load_and_the_pods_and_end_with_their_revision() {
         .collect();
     let wanted = "0.005 0.01 0.025 0.05 0.075 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 +Inf";
     assert_eq!(bounds, wanted.split(' ').collect());
-    assert!(exposition.values[&series(&format!("{family}_count"), &labels)] >= 2.0, "both revisions' scrapes");
+    assert!(
+        exposition.values[&series(&format!("{family}_count"), &labels)] >= 2.0,
+        "both revisions' scrapes"
+    );
 
     // Panic ends a stable window after its cause, and the scale that was asked for last stays told.
     world.answers.scrapes.lock().load = 0.0;

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod collection;
+mod convergence;
 mod exposition;
+mod horizontal;
 #[path = "../stage/mod.rs"]
 mod stage;
 mod world;

@@ -428,4 +428,3 @@ pub(crate) fn no_timers(config: &mut Config) {
     config.tick = Duration::from_secs(3600);
     config.scrape_interval = Duration::from_secs(3600);
 }
-
