@@ -171,9 +171,10 @@ impl MetricReconciler {
     /// Scrapes all revisions that have pods, again and again until the component stops.
     pub(crate) async fn scrape(self: Arc<Self>) {
         loop {
+            let wait = pace::until(self.io.clock.now(), self.config.scrape_interval, pace::SCRAPE);
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = pace::next(&*self.io.clock, self.config.scrape_interval, pace::SCRAPE) => {}
+                () = tokio::time::sleep(wait) => {}
             }
             for (revision, job) in self.revisions.scrape_jobs(|key| self.queue.add(key.clone())) {
                 // A revision whose last scrape is not over yet is left out.
@@ -213,7 +214,8 @@ impl MetricReconciler {
         }
         let (config, settings) = (&self.config, self.podautoscalers.settings.load());
         let metric = self.metrics.get_key(key);
-        let label = |name: &str| metric.as_ref().and_then(|m| m.labels().get(name).cloned()).unwrap_or_default();
+        let label =
+            |name: &str| metric.as_ref().and_then(|m| m.labels().get(name).cloned()).unwrap_or_default();
         let labels = ScrapeLabels {
             namespace: key.namespace.clone(),
             service: label(labels::SERVICE),

@@ -323,9 +323,10 @@ impl Reconciler {
     /// Evaluates all revisions again and again until the component stops.
     pub(crate) async fn tick(self: Arc<Self>) {
         loop {
+            let wait = pace::until(self.io.clock.now(), self.config.tick, pace::EVALUATION);
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = pace::next(&*self.io.clock, self.config.tick, pace::EVALUATION) => {}
+                () = tokio::time::sleep(wait) => {}
             }
             self.revisions.tick(|key, status| self.decided(key, status));
         }
