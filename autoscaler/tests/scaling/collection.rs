@@ -140,3 +140,26 @@ async fn labels_of_configuration_and_revision_are_required() {
     world.until_active("free", "False", "NoTraffic").await;
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_data_nothing_is_decided_unless_nothing_is_scraped() {
+    let world = World::start(sleepy(), |config| config.tick = Duration::from_millis(500)).await;
+    world.answers.scrapes.lock().pod = StatusCode::INTERNAL_SERVER_ERROR;
+    world.revision("scraped", 1, json!({})).await;
+    world.revision("silent", 1, json!({"autoscaling.knative.dev/target-burst-capacity": "-1"})).await;
+    let target = async |name: &str| world.api::<Metric>().get(name).await.unwrap().spec.scrape_target;
+    assert_eq!((target("scraped").await.as_str(), target("silent").await.as_str()), ("scraped-private", ""));
+    for name in ["scraped", "silent"] {
+        world.pod(name, &format!("{name}-1")).await;
+        world.until_active(name, "True", "").await;
+    }
+    // No word of an activator is silence.
+    world.until_active("silent", "False", "NoTraffic").await;
+    world.until_replicas("silent", 0).await;
+    // No word of a pod is not.
+    let pa = world.until_active("scraped", "True", "").await;
+    assert_eq!((pa.status.unwrap().desired_scale, world.replicas("scraped").await), (Some(-1), Some(1)));
+    world.answers.scrapes.lock().pod = StatusCode::OK;
+    world.until_active("scraped", "False", "NoTraffic").await;
+    world.stop().await;
+}

@@ -179,6 +179,30 @@ async fn bounds_follow_edits_of_annotations_and_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_revision_has_no_least_scale_but_a_greatest() {
+    let world = World::start(sleepy(), |config| config.tick = Duration::from_millis(500)).await;
+    let annotations = json!({
+        "autoscaling.knative.dev/min-scale": "2", "autoscaling.knative.dev/max-scale": "3",
+        "autoscaling.knative.dev/target": "10",
+    });
+    world.revision("rev", 1, annotations).await;
+    for name in ["rev-1", "rev-2"] {
+        world.pod("rev", name).await;
+    }
+    world.until_active("rev", "True", "").await;
+    world.until_replicas("rev", 2).await;
+    let patch = json!({"spec": {"reachability": "Unreachable"}});
+    world.api::<PodAutoscaler>().patch("rev", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    world.until_replicas("rev", 0).await;
+    // Pods that are still there carry more than five could.
+    world.answers.scrapes.lock().load = 40.0;
+    world.until_replicas("rev", 3).await;
+    let pa = world.api::<PodAutoscaler>().get("rev").await.unwrap();
+    assert_eq!(pa.status.unwrap().desired_scale, Some(3));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_configuration_leaves_the_last_good_one_in_force() {
     let mut first = sleepy();
     first["min-scale"] = "3".into();
