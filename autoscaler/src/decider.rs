@@ -85,8 +85,12 @@ pub struct Decision {
     pub desired: i32,
     /// Burst the ready pods could take beyond the wanted capacity; negative keeps the activator in the path.
     pub excess_burst_capacity: i32,
+    /// What `excess_burst_capacity` follows from.
+    pub burst: Burst,
     /// The averages it is based on.
     pub load: Load,
+    /// The ready pods it is based on.
+    pub ready: i32,
     /// Pods the stable window asks for, unlimited.
     pub stable_pods: f64,
     /// Pods the panic window asks for, unlimited.
@@ -95,6 +99,19 @@ pub struct Decision {
     pub mode: Mode,
     /// What determined `desired`.
     pub reason: Reason,
+}
+
+/// What the excess burst capacity follows from, and with it whether requests go through the activator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Burst {
+    /// A target burst capacity of 0: the activator is never in the path of an active revision.
+    NeverProxied,
+    /// A target burst capacity of -1: it always is.
+    AlwaysProxied,
+    /// The ready pods can take the panic window's load and the target burst capacity on top.
+    Room,
+    /// They cannot: the activator has to hold back what is too much for them.
+    Shortage,
 }
 
 /// What determined the wanted number of pods.
@@ -197,10 +214,13 @@ impl Decider {
                 reason = Reason::ScaleDownDelay;
             }
         }
+        let excess_burst_capacity = excess_burst_capacity(spec, ready, load.panic);
         Some(Decision {
             desired,
-            excess_burst_capacity: excess_burst_capacity(spec, ready, load.panic),
+            excess_burst_capacity,
+            burst: Burst::of(spec, excess_burst_capacity),
             load,
+            ready,
             stable_pods,
             panic_pods,
             mode: self.mode,
@@ -241,6 +261,20 @@ pub fn excess_burst_capacity(spec: &DeciderSpec, ready: i32, panic_load: f64) ->
         whole((f64::from(ready) * spec.total_value - wanted - panic_load).floor())
     } else {
         -1
+    }
+}
+
+impl Burst {
+    /// What led to that excess burst capacity.
+    #[must_use]
+    pub fn of(spec: &DeciderSpec, capacity: i32) -> Self {
+        if spec.target_burst_capacity == 0.0 {
+            Self::NeverProxied
+        } else if spec.target_burst_capacity > 0.0 {
+            if capacity < 0 { Self::Shortage } else { Self::Room }
+        } else {
+            Self::AlwaysProxied
+        }
     }
 }
 
@@ -328,5 +362,20 @@ mod tests {
         let activation = Some(Limit::ActivationScale);
         assert_eq!(reason(&spec, 0.0, 5.0), Some((7, Reason::Panic(activation))));
         assert_eq!(reason(&spec, 2.0, 5.0), Some((7, Reason::Stable(activation))));
+    }
+
+    #[test]
+    fn the_excess_burst_capacity_comes_with_what_it_follows_from() {
+        let burst = |target_burst_capacity, ready, panic| {
+            let spec = DeciderSpec { target_burst_capacity, total_value: 10.0, ..spec() };
+            let now = Time::from_millis(0);
+            let load = Load { stable: 1.0, panic };
+            let decision = Decider::new(&spec, ready, now).evaluate(&spec, now, ready, load)?;
+            Some((decision.excess_burst_capacity, decision.burst, decision.ready))
+        };
+        assert_eq!(burst(0.0, 1, 50.0), Some((0, Burst::NeverProxied, 1)));
+        assert_eq!(burst(-1.0, 9, 0.0), Some((-1, Burst::AlwaysProxied, 9)));
+        assert_eq!(burst(5.0, 2, 15.0), Some((0, Burst::Room, 2)));
+        assert_eq!(burst(5.0, 2, 15.5), Some((-1, Burst::Shortage, 2)));
     }
 }

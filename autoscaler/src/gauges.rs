@@ -1,5 +1,6 @@
 //! What Prometheus sees. Gauges are made when they are asked for: decisions do not pay for them.
 
+use std::borrow::Cow;
 use std::fmt::{self, Error};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,6 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -25,24 +25,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::decider::ScalingMetric;
 use crate::revisions::{Figures, Revisions};
+use crate::scrape_durations::ScrapeDurations;
 
-/// Upper bounds of the scrape histogram's buckets in seconds.
-const SCRAPE_BOUNDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Who measures, as dashboards know it: the Knative autoscaler's instrumentation.
+const SCOPE: &str = "knative.dev/serving/pkg/autoscaler";
 /// Connections of Prometheus served at the same time.
 const CONNECTIONS: usize = 16;
 /// Deadline for the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long scrapes take.
-#[derive(Debug)]
-pub(crate) struct ScrapeDurations(Histogram);
-
-impl ScrapeDurations {
-    pub(crate) fn observe(&self, duration: Duration) {
-        self.0.observe(duration.as_secs_f64());
-    }
-}
 
 struct RevisionGauges(Arc<Revisions>);
 
@@ -88,7 +78,7 @@ const GAUGES: [(&str, &str, Read); 14] = [
         load(f, ScalingMetric::Rps, true)
     }),
     ("kn_revision_rps_target_per_second", "Requests wanted on each pod", |f| target(f, ScalingMetric::Rps)),
-    ("kn_revision_pods_requested", "Pods asked for", |f| f.requested.map(f64::from)),
+    ("kn_revision_pods_requested", "Pods asked for", |f| Some(f64::from(f.requested.unwrap_or(0)))),
     ("kn_revision_pods_count", "Ready pods", |f| Some(f64::from(f.pods.ready))),
     ("kn_revision_pods_not_ready_count", "Pods that are not ready", |f| Some(f64::from(f.pods.not_ready))),
     ("kn_revision_pods_pending_count", "Pods that do not run yet", |f| Some(f64::from(f.pods.pending))),
@@ -118,13 +108,14 @@ impl Collector for RevisionGauges {
     }
 }
 
-/// Everything this component measures.
-pub(crate) fn registry(revisions: Arc<Revisions>) -> (Registry, Arc<ScrapeDurations>) {
-    let mut registry = Registry::default();
-    let durations = Histogram::new(SCRAPE_BOUNDS);
-    registry.register("kn_autoscaler_scrape_duration_seconds", "Time a scrape takes", durations.clone());
+/// Everything this component measures, with the labels of its instrumentation scope.
+pub(crate) fn registry(revisions: Arc<Revisions>, scrapes: ScrapeDurations) -> Registry {
+    let labels = [("otel_scope_name", SCOPE), ("otel_scope_version", ""), ("otel_scope_schema_url", "")];
+    let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Borrowed(value)));
+    let mut registry = Registry::with_labels(labels.into_iter());
+    registry.register_collector(Box::new(scrapes));
     registry.register_collector(Box::new(RevisionGauges(revisions)));
-    (registry, Arc::new(ScrapeDurations(durations)))
+    registry
 }
 
 /// Serves the registry until `stop`.

@@ -135,4 +135,7 @@ pub(crate) fn differ<T: PartialEq + Debug>(what: &str, want: &T, got: &T) -> Opt
 
 mod deciding;
 mod measuring;
+mod objects;
+mod pipeline;
 mod reconciling;
+mod resolving;

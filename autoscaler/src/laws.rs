@@ -350,7 +350,7 @@ proptest! {
         }
         let unanswered = ScaleInput { probe: None, ..input.clone() };
         if scale(&unanswered) == Step::ProbeActivator {
-            prop_assert!(input.probe_activator && input.activity == Activity::Inactive && bounded(&input) == 0);
+            prop_assert!(input.probe_activator && input.activity == Activity::Inactive && bounded(&input).0 == 0);
         }
     }
 

@@ -33,6 +33,7 @@ mod revisions;
 pub mod sample_size;
 pub mod scaler;
 mod scrape_client;
+mod scrape_durations;
 pub mod scraper;
 pub mod stat_server;
 pub mod time;
@@ -74,6 +75,7 @@ use crate::pods::PodIndex;
 use crate::replica::Membership;
 use crate::resolution::Settings;
 use crate::revisions::{MonotonicClock, Revisions};
+use crate::scrape_durations::ScrapeDurations;
 use crate::stat_server::StatSink;
 
 /// Name that events are recorded under.
@@ -141,7 +143,8 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
     let clock = MonotonicClock::new(Arc::clone(&io.clock));
     let held = HeldReports::new(config.held_reports, config.held_report_lifetime);
     let revisions = Arc::new(Revisions::new(clock, pods.clone(), held, Arc::clone(&buckets)));
-    let (registry, duration) = gauges::registry(Arc::clone(&revisions));
+    let durations = ScrapeDurations::default();
+    let registry = gauges::registry(Arc::clone(&revisions), durations.clone());
     let reconciler = Arc::new(Reconciler {
         config: Arc::clone(&config),
         io: io.clone(),
@@ -159,7 +162,7 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
         tasks: tasks.clone(),
         stop: stop.clone(),
     });
-    let parts = Parts { applier: Applier::new(client.clone()), queue: WorkQueue::new(), duration };
+    let parts = Parts { applier: Applier::new(client.clone()), queue: WorkQueue::new(), durations };
     let metrics = Arc::new(MetricReconciler::new(Arc::clone(&reconciler), parts));
 
     let (hpa_events, writing_events) = EventRecorder::new(client.clone(), HPA_EVENT_SOURCE, stop.clone());

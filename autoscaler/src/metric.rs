@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ember_api::autoscaling::v1alpha1::{Metric, MetricStatus};
 use ember_api::conditions::READY;
+use ember_api::labels;
 use ember_api::status::{Conditioned, Status};
 use ember_dataplane::io::Io;
 use ember_reconcile::apply::{Action, Applier, ApplyError};
@@ -26,30 +27,48 @@ use crate::pods::PodIndex;
 use crate::resolution;
 use crate::revisions::{Revision, Revisions, ScrapeJob};
 use crate::scrape_client::ScrapeClient;
+use crate::scrape_durations::{ScrapeDurations, ScrapeLabels, Series};
 use crate::scraper::{ScrapeError, Scraper};
 
+/// Why metrics are not collected.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum CollectionError {
+    /// It is not said whose pods are to be scraped.
+    #[error("label \"{label}\" not found or empty in Metric {0}", label = labels::REVISION)]
+    NoRevision(String),
+    /// The last scrape failed.
+    #[error(transparent)]
+    Scrape(ScrapeError),
+}
+
 /// What a Metric asks for.
-#[must_use]
-pub fn collection_spec(metric: &Metric) -> CollectionSpec {
+///
+/// # Errors
+/// When it asks for scrapes, and not of whom.
+pub fn collection_spec(metric: &Metric) -> Result<CollectionSpec, CollectionError> {
     let nanos = |n: i64| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
-    CollectionSpec {
+    let scraped = !metric.spec.scrape_target.is_empty();
+    if scraped && metric.labels().get(labels::REVISION).is_none_or(String::is_empty) {
+        return Err(CollectionError::NoRevision(metric.name_any()));
+    }
+    Ok(CollectionSpec {
         stable_window: nanos(metric.spec.stable_window),
         panic_window: nanos(metric.spec.panic_window),
         scrape_target: metric.spec.scrape_target.clone(),
         algorithm: resolution::algorithm(metric.annotations()),
-    }
+    })
 }
 
-/// The status of a Metric whose last scrape ended so.
+/// The status of a Metric whose collection is in that state.
 #[must_use]
-pub fn status(metric: &Metric, error: Option<&ScrapeError>, now: Timestamp) -> MetricStatus {
+pub fn status(metric: &Metric, error: Option<&CollectionError>, now: Timestamp) -> MetricStatus {
     let read = metric.status.clone().unwrap_or_default();
     let mut status = read.clone();
     status.begin_reconcile(metric.generation(), now);
     let mut conditions = status.manage(now);
     match error {
         None => conditions.mark_true(READY),
-        Some(error @ ScrapeError::NoUnseenPod(_)) => {
+        Some(error @ CollectionError::Scrape(ScrapeError::NoUnseenPod(_))) => {
             conditions.mark_false(READY, "DidNotReceiveStat", &error.to_string());
         }
         Some(error) => {
@@ -66,6 +85,7 @@ struct Way {
     generation: u64,
     scraper: Scraper,
     client: ScrapeClient,
+    durations: Arc<Series>,
 }
 
 /// What the loop reads and writes.
@@ -78,7 +98,7 @@ pub(crate) struct MetricReconciler {
     pub(crate) revisions: Arc<Revisions>,
     pub(crate) queue: WorkQueue<Key>,
     pub(crate) podautoscalers: Arc<Reconciler>,
-    pub(crate) duration: Arc<crate::gauges::ScrapeDurations>,
+    pub(crate) durations: ScrapeDurations,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     ways: Mutex<HashMap<Key, Arc<Way>>>,
@@ -88,7 +108,7 @@ pub(crate) struct MetricReconciler {
 pub(crate) struct Parts {
     pub(crate) applier: Applier,
     pub(crate) queue: WorkQueue<Key>,
-    pub(crate) duration: Arc<crate::gauges::ScrapeDurations>,
+    pub(crate) durations: ScrapeDurations,
 }
 
 impl MetricReconciler {
@@ -102,7 +122,7 @@ impl MetricReconciler {
             applier: parts.applier,
             revisions: Arc::clone(&shared.revisions),
             queue: parts.queue,
-            duration: parts.duration,
+            durations: parts.durations,
             tasks: shared.tasks.clone(),
             stop: shared.stop.clone(),
             ways: Mutex::default(),
@@ -124,12 +144,18 @@ impl MetricReconciler {
                 return Ok(Next::Wait);
             }
         };
-        let (error, decided) = self.revisions.ensure_collection(&key, collection_spec(&metric));
-        if let Some(decided) = decided {
-            self.podautoscalers.decided(&key, decided);
-        }
+        let failure = match collection_spec(&metric) {
+            Ok(spec) => {
+                let (error, decided) = self.revisions.ensure_collection(&key, spec);
+                if let Some(decided) = decided {
+                    self.podautoscalers.decided(&key, decided);
+                }
+                error.map(CollectionError::Scrape)
+            }
+            Err(error) => Some(error),
+        };
         let now = Timestamp::from_millisecond(self.revisions.now().as_millis()).unwrap_or(Timestamp::MAX);
-        let next = status(&metric, error.as_ref(), now);
+        let next = status(&metric, failure.as_ref(), now);
         if !metric.status.as_ref().is_some_and(|status| status.same_state(&next)) {
             let action = Action::update_status(&Metric { status: Some(next), ..(*metric).clone() });
             self.applier.execute_into(&action, &self.metrics).await?;
@@ -145,9 +171,10 @@ impl MetricReconciler {
     /// Scrapes all revisions that have pods, again and again until the component stops.
     pub(crate) async fn scrape(self: Arc<Self>) {
         loop {
+            let wait = pace::until(self.io.clock.now(), self.config.scrape_interval, pace::SCRAPE);
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = pace::next(&*self.io.clock, self.config.scrape_interval, pace::SCRAPE) => {}
+                () = tokio::time::sleep(wait) => {}
             }
             for (revision, job) in self.revisions.scrape_jobs(|key| self.queue.add(key.clone())) {
                 // A revision whose last scrape is not over yet is left out.
@@ -167,8 +194,9 @@ impl MetricReconciler {
             () = self.stop.cancelled() => return,
             outcome = scrape => outcome,
         };
-        if matches!(outcome, Ok(Some(_))) {
-            self.duration.observe(begun.elapsed());
+        // Where no pod was left there was no scrape; a failed one is one.
+        if !matches!(outcome, Ok(None)) {
+            way.durations.observe(begun.elapsed());
         }
         if let Err(error) = &outcome {
             tracing::debug!(revision = %revision.key, %error, "a scrape failed");
@@ -185,6 +213,14 @@ impl MetricReconciler {
             return Arc::clone(way);
         }
         let (config, settings) = (&self.config, self.podautoscalers.settings.load());
+        let metric = self.metrics.get_key(key);
+        let label =
+            |name: &str| metric.as_ref().and_then(|m| m.labels().get(name).cloned()).unwrap_or_default();
+        let labels = ScrapeLabels {
+            namespace: key.namespace.clone(),
+            service: label(labels::SERVICE),
+            configuration: label(labels::CONFIGURATION),
+        };
         let way = Arc::new(Way {
             generation: job.generation,
             scraper: Scraper::new(settings.mesh, settings.through_mesh),
@@ -195,6 +231,7 @@ impl MetricReconciler {
                 config.scrape_timeout,
                 self.tasks.clone(),
             ),
+            durations: self.durations.series(labels),
         });
         ways.insert(key.clone(), Arc::clone(&way));
         way

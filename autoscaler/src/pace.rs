@@ -6,19 +6,14 @@
 
 use std::time::Duration;
 
-use ember_dataplane::io::Clock;
-
 /// Where in its period a scrape is done.
 pub(crate) const SCRAPE: Duration = Duration::from_millis(100);
 /// Where in its period an evaluation is done: later than scrapes are answered.
 pub(crate) const EVALUATION: Duration = Duration::from_millis(600);
 
-/// Waits for the next moment at which wall time modulo `period` is `phase`. Missed ones are not made up for.
-pub(crate) async fn next(clock: &dyn Clock, period: Duration, phase: Duration) {
-    tokio::time::sleep(until(clock.now(), period, phase)).await;
-}
-
-fn until(now: Duration, period: Duration, phase: Duration) -> Duration {
+/// How long from `now` it is to the next moment at which wall time modulo `period` is `phase`. Missed ones are not made
+/// up for.
+pub(crate) fn until(now: Duration, period: Duration, phase: Duration) -> Duration {
     let period = period.as_micros().max(1_000);
     let passed = (now.as_micros() + period - phase.as_micros() % period) % period;
     // A timer that fired a moment early has been answered already.

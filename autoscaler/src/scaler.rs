@@ -60,8 +60,8 @@ pub struct ScaleInput {
 pub enum ScaleReason {
     /// There is no wish yet.
     NoDecision,
-    /// The wish, within bounds.
-    Desired,
+    /// The wish, or the bound of the revision that took its place.
+    Desired(Option<Bound>),
     /// Zero is not allowed.
     ScaleToZeroDisabled,
     /// Pods did not come up in time.
@@ -82,6 +82,17 @@ pub enum ScaleReason {
     ProxiedLongEnough,
     /// The activator has not been in the path for long enough.
     Grace,
+}
+
+/// What a revision was told about its scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// `min-scale`.
+    MinScale,
+    /// `max-scale`.
+    MaxScale,
+    /// `initial-scale`, which has not been reached yet.
+    InitialScale,
 }
 
 /// The decision.
@@ -111,24 +122,30 @@ pub enum Step {
 /// `x` within `min` and `max` (0: none); the lower bound wins.
 #[must_use]
 pub fn apply_bounds(min: i32, max: i32, x: i32) -> i32 {
+    within((min, Bound::MinScale), max, x).0
+}
+
+/// The same with the bound that counted, if one did.
+fn within((min, lower): (i32, Bound), max: i32, x: i32) -> (i32, Option<Bound>) {
     if x < min {
-        min
+        (min, Some(lower))
     } else if max != 0 && x > max {
-        max
+        (max, Some(Bound::MaxScale))
     } else {
-        x
+        (x, None)
     }
 }
 
-/// The decider's wish within the revision's bounds, before any care for zero.
+/// The decider's wish within the revision's bounds, before any care for zero, and the bound that took its place.
 #[must_use]
-pub fn bounded(input: &ScaleInput) -> i32 {
-    let min = if input.initial_scale > 1 && !input.initialized && !input.unreachable {
-        input.initial_scale.max(input.min)
+pub fn bounded(input: &ScaleInput) -> (i32, Option<Bound>) {
+    let starting = input.initial_scale > 1 && !input.initialized && !input.unreachable;
+    let lower = if starting && input.initial_scale > input.min {
+        (input.initial_scale, Bound::InitialScale)
     } else {
-        input.min
+        (input.min, Bound::MinScale)
     };
-    apply_bounds(min, input.max, input.desired)
+    within(lower, input.max, input.desired)
 }
 
 /// Decides the scale.
@@ -138,8 +155,8 @@ pub fn scale(input: &ScaleInput) -> Step {
         return decided(input.desired, false, None, ScaleReason::NoDecision);
     }
     match bounded(input) {
-        0 => to_zero(input),
-        want => decided(want, true, None, ScaleReason::Desired),
+        (0, _) => to_zero(input),
+        (want, bound) => decided(want, true, None, ScaleReason::Desired(bound)),
     }
 }
 
@@ -249,4 +266,60 @@ pub fn activity(input: &ActivityInput) -> (ActivityChange, bool) {
         }
     };
     (change, initialized)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A revision that has been active for an hour.
+    fn input(desired: i32) -> ScaleInput {
+        ScaleInput {
+            desired,
+            min: 0,
+            max: 0,
+            initial_scale: 1,
+            initialized: true,
+            unreachable: false,
+            activity: Activity::Active,
+            activity_age: Duration::from_secs(3600),
+            enable_scale_to_zero: true,
+            stable_window: Duration::from_secs(60),
+            activation_timeout: Duration::from_secs(630),
+            grace: Duration::from_secs(30),
+            retention: Duration::ZERO,
+            proxy_mode: false,
+            proxy_for: Duration::ZERO,
+            probe_activator: true,
+            probe: None,
+        }
+    }
+
+    fn reason(input: &ScaleInput) -> Option<(i32, ScaleReason)> {
+        match scale(input) {
+            Step::Scale(scale) => Some((scale.want, scale.reason)),
+            Step::ProbeActivator => None,
+        }
+    }
+
+    #[test]
+    fn a_reason_names_the_bound_that_took_the_place_of_the_wish() {
+        let desired = |bound| ScaleReason::Desired(bound);
+        assert_eq!(reason(&input(3)), Some((3, desired(None))));
+        let bounded = |wish| ScaleInput { min: 2, max: 5, ..input(wish) };
+        assert_eq!(reason(&bounded(0)), Some((2, desired(Some(Bound::MinScale)))));
+        assert_eq!(reason(&bounded(2)), Some((2, desired(None))), "what was wished for anyway");
+        assert_eq!(reason(&bounded(9)), Some((5, desired(Some(Bound::MaxScale)))));
+        let starting = ScaleInput { initial_scale: 4, initialized: false, ..bounded(1) };
+        assert_eq!(reason(&starting), Some((4, desired(Some(Bound::InitialScale)))));
+        assert_eq!(
+            reason(&ScaleInput { min: 4, ..starting.clone() }),
+            Some((4, desired(Some(Bound::MinScale))))
+        );
+        assert_eq!(
+            reason(&ScaleInput { unreachable: true, ..starting }),
+            Some((2, desired(Some(Bound::MinScale))))
+        );
+        assert_eq!(reason(&input(0)), Some((0, ScaleReason::Deactivating)));
+    }
 }

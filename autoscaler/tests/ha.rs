@@ -39,10 +39,44 @@ use tokio_util::sync::CancellationToken;
 
 const SYSTEM: &str = "knative-serving";
 
-/// The machine's network without names: replicas and pods are known by address. Asked for anything else it answers as
-/// an activator, which is what the KPA probes.
+/// How replicas reach each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// By address: there is no DNS.
+    Address,
+    /// By the names of buckets only: their addresses lead nowhere, as where policies allow Services alone.
+    Service,
+}
+
+/// The machine's network without names, except those of buckets where they are the only way: pods are known by address.
+/// Asked for anything else it answers as an activator, which is what the KPA probes.
 struct Addresses {
     activator: SocketAddr,
+    reach: Reach,
+    /// The port of replicas.
+    replicas: u16,
+    /// Where EndpointSlices are looked up.
+    client: Client,
+    /// The names of buckets that led to a replica.
+    named: Arc<Mutex<Vec<String>>>,
+}
+
+impl Addresses {
+    /// What a cluster's DNS and its Services make of a bucket's name: the address in its EndpointSlice.
+    async fn bucket(&self, host: &str, port: u16) -> std::io::Result<Stream> {
+        let wrong = || std::io::Error::other(format!("{host}:{port} leads nowhere"));
+        let mut labels = host.splitn(4, '.');
+        let (Some(bucket), Some(SYSTEM), Some("svc"), Some("cluster.local")) =
+            (labels.next(), labels.next(), labels.next(), labels.next())
+        else {
+            return Err(wrong());
+        };
+        let slice = Api::<EndpointSlice>::namespaced(self.client.clone(), SYSTEM).get_opt(bucket).await;
+        let slice = slice.unwrap().ok_or_else(wrong)?;
+        let stream = SystemNetwork.connect(&slice.endpoints[0].addresses[0], port).await?;
+        self.named.lock().push(bucket.to_owned());
+        Ok(stream)
+    }
 }
 
 impl Network for Addresses {
@@ -53,9 +87,15 @@ impl Network for Addresses {
     fn connect<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, std::io::Result<Stream>> {
         Box::pin(async move {
             if host.parse::<IpAddr>().is_ok() {
+                if self.reach == Reach::Service && port == self.replicas {
+                    return Err(std::io::Error::from(std::io::ErrorKind::HostUnreachable));
+                }
                 SystemNetwork.connect(host, port).await
             } else if host.starts_with("autoscaler-bucket") {
-                Err(std::io::Error::other("there is no DNS"))
+                match self.reach {
+                    Reach::Address => Err(std::io::Error::other("there is no DNS")),
+                    Reach::Service => self.bucket(host, port).await,
+                }
             } else {
                 SystemNetwork.connect(&self.activator.ip().to_string(), self.activator.port()).await
             }
@@ -91,6 +131,8 @@ struct World {
     /// Concurrency that the pod at an address reports.
     loads: Arc<Mutex<HashMap<IpAddr, f64>>>,
     port: u16,
+    /// The names of buckets by which replicas were reached.
+    named: Arc<Mutex<Vec<String>>>,
     shutdown: CancellationToken,
     server: ApiServer,
     _data: tempfile::TempDir,
@@ -126,6 +168,16 @@ impl World {
         adapt: impl Fn(&mut Config),
         prepare: impl AsyncFnOnce(&Client),
     ) -> Self {
+        Self::start_reached(Reach::Address, count, (election, autoscaler), adapt, prepare).await
+    }
+
+    async fn start_reached(
+        reach: Reach,
+        count: u8,
+        (election, autoscaler): (Value, Value),
+        adapt: impl Fn(&mut Config),
+        prepare: impl AsyncFnOnce(&Client),
+    ) -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
         let client = server.client();
@@ -148,6 +200,7 @@ impl World {
 
         let addresses: Vec<IpAddr> = (1..=count).map(loopback).collect();
         let stats = free_port(&addresses).await;
+        let named = Arc::new(Mutex::new(Vec::new()));
         let replicas = addresses.iter().enumerate().map(|(number, ip)| {
             let pod_name = format!("autoscaler-{number}");
             let mut config = Config {
@@ -158,7 +211,13 @@ impl World {
                 ..Config::default()
             };
             adapt(&mut config);
-            let network = Addresses { activator: SocketAddr::from(([127, 0, 0, 1], port)) };
+            let network = Addresses {
+                activator: SocketAddr::from(([127, 0, 0, 1], port)),
+                reach,
+                replicas: stats,
+                client: client.clone(),
+                named: Arc::clone(&named),
+            };
             let io = Io { clock: Arc::new(SystemClock), network: Arc::new(network) };
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime = builder.worker_threads(1).enable_all().build().unwrap();
@@ -177,7 +236,7 @@ impl World {
             Running { runtime: Some(runtime), shutdown, address: SocketAddr::new(*ip, stats), identity }
         });
         let replicas = replicas.collect();
-        Self { client, replicas, loads, port, shutdown, server, _data: data }
+        Self { client, replicas, loads, port, named, shutdown, server, _data: data }
     }
 
     /// A revision with that many ready pods, each of which carries `load`.
@@ -451,6 +510,31 @@ async fn a_report_reaches_the_owner_through_any_replica() {
         let services = Api::<Service>::namespaced(world.client.clone(), SYSTEM);
         assert!(services.get_opt(bucket).await.unwrap().is_some());
     }
+    world.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_goes_by_the_buckets_service_where_the_owners_address_leads_nowhere() {
+    let maps = (election("2", ["60s", "40s", "10s"]), json!({"allow-zero-initial-scale": "true"}));
+    let world = World::start_reached(Reach::Service, 2, maps, no_timers, async |_| {}).await;
+    let names: Vec<String> = (0..6).map(|number| format!("rev-{number}")).collect();
+    for name in &names {
+        world.revision(name, 0, &[], 0.0, json!({"autoscaling.knative.dev/initial-scale": "0"})).await;
+        world.until_settled(name, -1).await;
+    }
+    let holders = world.holders(2, &world.identities()).await;
+    for (replica, names) in world.replicas.iter().zip(names.chunks(3)) {
+        let mut socket = connect(replica.address).await;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        report(&mut socket, &names, 1.0).await;
+        for name in names {
+            eventually(&format!("{name} awake"), async || (world.replicas_of(name).await == 1).then_some(()))
+                .await;
+        }
+    }
+    let named = world.named.lock().clone();
+    println!("{holders:?}, by name: {named:?}");
+    assert!(!named.is_empty() && named.iter().all(|bucket| holders.contains_key(bucket)), "{named:?}");
     world.stop();
 }
 

@@ -26,6 +26,10 @@ pub struct History {
     pub panics: Vec<(f64, f64)>,
     /// Seconds for which each rule determined the decider's wish.
     pub reasons: BTreeMap<&'static str, f64>,
+    /// Seconds for which each rule determined the scale that followed from the wish: bounds, and the care for zero.
+    pub scale_reasons: BTreeMap<&'static str, f64>,
+    /// Seconds for which each rule determined the excess burst capacity: whether the activator had to be in the path.
+    pub burst_reasons: BTreeMap<&'static str, f64>,
 }
 
 /// One interval of a history; of everything the most within it.

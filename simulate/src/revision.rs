@@ -4,12 +4,14 @@
 //! target before its utilization), what finds no room waits, first come first served. Reports, scrapes and evaluations
 //! come when production's do: each second, every 2 s, and at once for traffic that finds the revision asleep.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use ember_autoscaler::collection::Collection;
-use ember_autoscaler::decider::{Decider, DeciderStatus, Limit, Mode, Reason, ScalingMetric};
-use ember_autoscaler::scaler::{self, Activity, ActivityChange, ActivityInput, ScaleInput, Step};
+use ember_autoscaler::decider::{Burst, Decider, DeciderStatus, Limit, Mode, Reason, ScalingMetric};
+use ember_autoscaler::scaler::{
+    self, Activity, ActivityChange, ActivityInput, Bound, ScaleInput, ScaleReason, Step,
+};
 use ember_autoscaler::time::Time;
 use ember_dataplane::stat::Stat;
 
@@ -90,6 +92,8 @@ struct Revision<'a> {
     decider: Decider,
     status: DeciderStatus,
     reason: Option<Reason>,
+    scale_reason: ScaleReason,
+    burst: Option<Burst>,
     ready: i32,
     /// When each pod that is on its way will be ready.
     starting: VecDeque<i64>,
@@ -124,6 +128,8 @@ impl<'a> Revision<'a> {
             decider: Decider::new(spec, initial, at(0)),
             status: DeciderStatus::initial(spec),
             reason: None,
+            scale_reason: ScaleReason::NoDecision,
+            burst: None,
             ready: initial,
             starting: VecDeque::new(),
             wanted: initial,
@@ -263,6 +269,7 @@ impl<'a> Revision<'a> {
             .and_then(|load| self.decider.evaluate(spec, at(now), self.ready, load));
         let Some(decision) = decision else { return };
         self.reason = Some(decision.reason);
+        self.burst = Some(decision.burst);
         let next = DeciderStatus {
             desired_scale: decision.desired,
             excess_burst_capacity: decision.excess_burst_capacity,
@@ -293,6 +300,7 @@ impl<'a> Revision<'a> {
     fn reconcile_once(&mut self, now: i64) -> bool {
         // The simulated activator is in the path as soon as it has to be, and answers.
         let Step::Scale(scale) = scaler::scale(&self.scale_input(now)) else { return false };
+        self.scale_reason = scale.reason;
         if scale.apply && scale.want != self.wanted {
             self.apply(now, scale.want);
         }
@@ -383,28 +391,73 @@ struct Recording {
     every: i64,
     points: Vec<Point>,
     panics: Vec<(f64, f64)>,
-    reasons: [i64; REASONS.len()],
+    reasons: Durations,
+    scale_reasons: Durations,
+    burst_reasons: Durations,
 }
 
-/// The reasons of a decision, by name.
-const REASONS: [(Reason, &str); 9] = [
-    (Reason::Stable(None), "stable-window"),
-    (Reason::Stable(Some(Limit::ScaleUpRate)), "max-scale-up-rate"),
-    (Reason::Stable(Some(Limit::ScaleDownRate)), "max-scale-down-rate"),
-    (Reason::Stable(Some(Limit::ActivationScale)), "activation-scale"),
-    // The panic window counts only where it asks for more: never for what the limit of shrinking left.
-    (Reason::Panic(None), "panic-window"),
-    (Reason::Panic(Some(Limit::ScaleUpRate)), "panic-window-max-scale-up-rate"),
-    (Reason::Panic(Some(Limit::ActivationScale)), "panic-window-activation-scale"),
-    (Reason::PanicFloor, "panic-floor"),
-    (Reason::ScaleDownDelay, "scale-down-delay"),
-];
+/// Milliseconds by name.
+type Durations = BTreeMap<&'static str, i64>;
+
+/// What a reason of the decider is called.
+fn reason_name(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Stable(None) => "stable-window",
+        Reason::Stable(Some(Limit::ScaleUpRate)) => "max-scale-up-rate",
+        Reason::Stable(Some(Limit::ScaleDownRate)) => "max-scale-down-rate",
+        Reason::Stable(Some(Limit::ActivationScale)) => "activation-scale",
+        Reason::Panic(None) => "panic-window",
+        Reason::Panic(Some(Limit::ScaleUpRate)) => "panic-window-max-scale-up-rate",
+        Reason::Panic(Some(Limit::ScaleDownRate)) => "panic-window-max-scale-down-rate",
+        Reason::Panic(Some(Limit::ActivationScale)) => "panic-window-activation-scale",
+        Reason::PanicFloor => "panic-floor",
+        Reason::ScaleDownDelay => "scale-down-delay",
+    }
+}
+
+/// What a reason of the scale is called.
+fn scale_reason_name(reason: ScaleReason) -> &'static str {
+    match reason {
+        ScaleReason::NoDecision => "no-decision",
+        ScaleReason::Desired(None) => "desired",
+        ScaleReason::Desired(Some(Bound::MinScale)) => "min-scale",
+        ScaleReason::Desired(Some(Bound::MaxScale)) => "max-scale",
+        ScaleReason::Desired(Some(Bound::InitialScale)) => "initial-scale",
+        ScaleReason::ScaleToZeroDisabled => "scale-to-zero-disabled",
+        ScaleReason::ActivationTimedOut => "activation-timed-out",
+        ScaleReason::Activating => "activating",
+        ScaleReason::Deactivating => "deactivating",
+        ScaleReason::StayingActive => "staying-active",
+        ScaleReason::ActivatorNotInPath => "activator-not-in-path",
+        ScaleReason::InactiveLongEnough => "inactive-long-enough",
+        ScaleReason::Retention => "scale-to-zero-pod-retention-period",
+        ScaleReason::ProxiedLongEnough => "proxied-long-enough",
+        ScaleReason::Grace => "scale-to-zero-grace-period",
+    }
+}
+
+/// What a reason of the excess burst capacity is called.
+fn burst_name(burst: Burst) -> &'static str {
+    match burst {
+        Burst::NeverProxied => "never-proxied",
+        Burst::AlwaysProxied => "always-proxied",
+        Burst::Room => "room",
+        Burst::Shortage => "shortage",
+    }
+}
 
 impl Recording {
     fn new(end: i64) -> Self {
         let steps = (end + STEP - 1) / STEP;
         let every = ((steps + MAX_POINTS - 1) / MAX_POINTS).max(1) * STEP;
-        Self { every, points: Vec::new(), panics: Vec::new(), reasons: [0; REASONS.len()] }
+        Self {
+            every,
+            points: Vec::new(),
+            panics: Vec::new(),
+            reasons: Durations::new(),
+            scale_reasons: Durations::new(),
+            burst_reasons: Durations::new(),
+        }
     }
 
     fn add(&mut self, now: i64, revision: &Revision<'_>, point: &Point) {
@@ -422,9 +475,13 @@ impl Recording {
         {
             last.1 = seconds;
         }
-        if let Some(index) = revision.reason.and_then(|r| REASONS.iter().position(|&(other, _)| other == r)) {
-            self.reasons[index] += STEP;
+        if let Some(reason) = revision.reason {
+            *self.reasons.entry(reason_name(reason)).or_default() += STEP;
         }
+        if let Some(burst) = revision.burst {
+            *self.burst_reasons.entry(burst_name(burst)).or_default() += STEP;
+        }
+        *self.scale_reasons.entry(scale_reason_name(revision.scale_reason)).or_default() += STEP;
     }
 
     fn finish(mut self, setting: &Setting, unit: Unit, revision: &Revision<'_>, now: i64) -> History {
@@ -438,7 +495,9 @@ impl Recording {
         summary.panics = self.panics.len() as u64;
         summary.mean_wait_seconds =
             if summary.requests > 0.0 { summary.mean_wait_seconds / summary.requests } else { 0.0 };
-        let reasons = REASONS.iter().zip(self.reasons).filter(|&(_, millis)| millis > 0);
+        let in_seconds = |durations: Durations| {
+            durations.into_iter().map(|(name, millis)| (name, millis as f64 / 1000.0)).collect()
+        };
         History {
             setting: setting.name.clone(),
             unit,
@@ -446,7 +505,9 @@ impl Recording {
             step_seconds: self.every as f64 / 1000.0,
             points: self.points,
             panics: self.panics,
-            reasons: reasons.map(|(&(_, name), millis)| (name, millis as f64 / 1000.0)).collect(),
+            reasons: in_seconds(self.reasons),
+            scale_reasons: in_seconds(self.scale_reasons),
+            burst_reasons: in_seconds(self.burst_reasons),
         }
     }
 }

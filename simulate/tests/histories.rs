@@ -52,7 +52,20 @@ fn min_scale_and_max_scale_hold() {
     assert_eq!(low.summary.seconds_at_zero, 0.0);
     let high = run(&["max-scale=3"], "constant:value=1000", 300);
     assert_eq!(high.summary.most_pods, 3);
+    assert!(low.scale_reasons["min-scale"] > 250.0, "{:?}", low.scale_reasons);
+    assert!(high.scale_reasons["max-scale"] > 250.0, "{:?}", high.scale_reasons);
     assert!(high.summary.queued_at_end > 0.0);
+}
+
+#[test]
+fn a_history_says_why_the_activator_was_in_the_path() {
+    let always = run(&["target-burst-capacity=-1"], "constant:value=100", 120);
+    assert_eq!(always.burst_reasons.keys().collect::<Vec<_>>(), [&"always-proxied"]);
+    assert!((always.summary.activator_seconds - 120.0).abs() < 1.0, "{:?}", always.summary);
+    let never = run(&["target-burst-capacity=0"], "constant:value=100", 120);
+    assert_eq!(never.burst_reasons.keys().collect::<Vec<_>>(), [&"never-proxied"]);
+    let some = run(&["target-burst-capacity=50", "min-scale=2"], "steps:values=50/500,every=1m", 180);
+    assert_eq!(some.burst_reasons.keys().collect::<Vec<_>>(), [&"room", &"shortage"]);
 }
 
 #[test]
@@ -117,7 +130,18 @@ fn the_report_has_the_layout_that_is_documented() {
     };
     assert_eq!(json["histories"].as_array().map(Vec::len), Some(2));
     let history = &json["histories"][0];
-    assert_eq!(keys(history), ["panics", "points", "reasons", "setting", "step_seconds", "summary", "unit"]);
+    let members = [
+        "burst_reasons",
+        "panics",
+        "points",
+        "reasons",
+        "scale_reasons",
+        "setting",
+        "step_seconds",
+        "summary",
+        "unit",
+    ];
+    assert_eq!(keys(history), members);
     assert_eq!(
         keys(&history["points"][0]),
         [

@@ -323,9 +323,10 @@ impl Reconciler {
     /// Evaluates all revisions again and again until the component stops.
     pub(crate) async fn tick(self: Arc<Self>) {
         loop {
+            let wait = pace::until(self.io.clock.now(), self.config.tick, pace::EVALUATION);
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = pace::next(&*self.io.clock, self.config.tick, pace::EVALUATION) => {}
+                () = tokio::time::sleep(wait) => {}
             }
             self.revisions.tick(|key, status| self.decided(key, status));
         }
@@ -370,7 +371,7 @@ fn revision_labels(pa: &PodAutoscaler) -> Result<RevisionLabels, String> {
     let label = |name: &str| pa.labels().get(name).cloned().unwrap_or_default();
     let required = |name: &str| match label(name) {
         value if value.is_empty() => Err(format!(
-            "error reconciling Decider: label \"{name}\" not found or empty in Decider {}",
+            "error reconciling Decider: error creating Decider: label \"{name}\" not found or empty in Decider {}",
             pa.name_any()
         )),
         value => Ok(value),

@@ -1,5 +1,6 @@
 //! Scaling by load and by annotation. Windows are the shortest that Knative allows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,7 +10,8 @@ use ember_tests::instance::Ember;
 use ember_tests::load::Load;
 use ember_tests::{PATIENCE, api, eventually};
 use futures::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::manifests::service;
 
@@ -56,13 +58,29 @@ async fn min_max_and_initial_scale_bound_the_pods() {
 
 /// The most pods of a service at any time until `period` is over.
 async fn most_pods(ember: &Ember, service: &str, period: Duration) -> usize {
-    let deadline = tokio::time::Instant::now() + period;
+    let deadline = Instant::now() + period;
     let mut most = 0;
-    while tokio::time::Instant::now() < deadline {
+    while Instant::now() < deadline {
         most = most.max(ember.running(service).await.len());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     most
+}
+
+/// Addresses of a revision's pods, and those that its public Service leads to.
+async fn addresses(ember: &Ember, revision: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let base = "/api/v1/namespaces/default";
+    let pods = format!("{base}/pods?labelSelector=serving.knative.dev%2Frevision%3D{revision}");
+    let pods = api::get(&ember.client, &pods).await.unwrap();
+    let endpoints =
+        api::get(&ember.client, &format!("{base}/endpoints/{revision}")).await.unwrap_or_default();
+    let texts = |list: &Value, pointer: &str| -> Vec<String> {
+        let list = list.as_array().into_iter().flatten();
+        list.filter_map(|item| Some(item.pointer(pointer)?.as_str()?.to_owned())).collect()
+    };
+    let subsets = endpoints["subsets"].as_array().cloned().unwrap_or_default();
+    let led = subsets.iter().flat_map(|subset| texts(&subset["addresses"], "/ip"));
+    (texts(&pods["items"], "/status/podIP").into_iter().collect(), led.collect())
 }
 
 async fn mode(ember: &Ember, revision: &str, wanted: &str) {
@@ -99,11 +117,43 @@ async fn burst_capacity_puts_the_activator_in_and_out_of_the_path() {
     for name in ["always", "never", "some"] {
         Client::new(ember.gateway).ok(&host(name), "/").await;
     }
+    eventually("each Service leads where it should", PATIENCE, || async {
+        let (always, never) =
+            (addresses(&ember, "always-00001").await, addresses(&ember, "never-00001").await);
+        let activator = !always.1.is_empty() && always.0.is_disjoint(&always.1);
+        if activator && never.0.len() == 2 && never.0 == never.1 { Ok(()) } else { Err((always, never)) }
+    })
+    .await;
     let load = Load::start(ember.gateway, &host("some"), "/?sleep=200", 40);
     mode(&ember, "some-00001", "Proxy").await;
     let tally = load.stop().await;
     assert!(tally.failures.is_empty(), "{:?}", tally.failures);
     mode(&ember, "some-00001", "Serve").await;
+}
+
+/// Where the activator has been in the path for the grace period, nothing is waited for before the last pod goes but the
+/// window.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_behind_the_activator_sleeps_after_its_window() {
+    const GRACE: Duration = Duration::from_secs(20);
+    let ember = Ember::start().await;
+    ember.configure_autoscaler(&json!({"scale-to-zero-grace-period": "20s"})).await;
+    ember.apply(&service("fast", "hello", &[("target-burst-capacity", "-1"), ("window", "6s")]).to_string());
+    ember.ready("fast").await;
+    mode(&ember, "fast-00001", "Proxy").await;
+    let (load, proxied) = (Load::start(ember.gateway, &host("fast"), "/", 1), Instant::now());
+    eventually("the grace period is over", PATIENCE, || async {
+        let waited = proxied.elapsed();
+        if waited > GRACE { Ok(()) } else { Err(waited) }
+    })
+    .await;
+    ember.pods("fast", 1).await;
+    let tally = load.stop().await;
+    assert!(tally.failures.is_empty(), "{:?}", tally.failures);
+    let idle = Instant::now();
+    // Another one would need both the window and the grace period.
+    ember.pods_within("fast", 0..=0, GRACE).await;
+    println!("asleep after {:?}", idle.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
