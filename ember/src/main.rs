@@ -5,7 +5,13 @@ mod autoscaler;
 mod cli;
 mod client;
 mod container;
+mod controller;
+mod crds;
 mod demo_app;
+mod environment;
+mod ingress;
+mod network;
+mod probes;
 mod simulate;
 mod up;
 
@@ -49,6 +55,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Up(options) => up::run(&options),
         Command::Activator(options) => activator::run(&options),
         Command::Autoscaler(options) => autoscaler::run(&options),
+        Command::Controller(options) => controller::run(&options),
+        Command::Ingress(options) => ingress::run(&options),
+        Command::Crds => crds::run(),
         Command::Simulate(options) => simulate::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {

@@ -6,7 +6,6 @@
 mod announcer;
 mod descriptors;
 mod images;
-mod network;
 mod pod_logs;
 mod seed;
 mod settled;
@@ -33,11 +32,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::Up;
+use crate::cli::{Role, Up};
 use crate::client::apply::{apply, describe};
 use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
-use network::{ClusterNetwork, SharedNetwork};
+use crate::network::{ClusterNetwork, SharedNetwork};
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Places in the instance's block that are not for pods.
@@ -136,6 +135,8 @@ struct Instance {
     api: SocketAddr,
     kubeconfig: PathBuf,
     files: u64,
+    without: Vec<Role>,
+    addresses: seed::Addresses,
     /// In the order in which they end.
     components: Vec<(Component, Duration)>,
     background: TaskTracker,
@@ -159,12 +160,7 @@ impl Instance {
         let (services, endpoints) = (Cache::new(), Cache::new());
         let network: SharedNetwork =
             Arc::new(ClusterNetwork::new(CLUSTER_DOMAIN, services.clone(), endpoints.clone()));
-        let gateway = network.open(options.http).with_context(|| {
-            format!(
-                "cannot listen on {} (--http): is another program, or another ember, there?",
-                options.http
-            )
-        })?;
+        let gateway = open_gateway(options, &network)?;
         let listener = tokio::net::TcpListener::bind(options.api)
             .await
             .with_context(|| format!("cannot listen on {} (--api)", options.api))?;
@@ -195,25 +191,28 @@ impl Instance {
             api,
             kubeconfig,
             files,
+            without: options.without.clone(),
+            addresses,
             components: Vec::new(),
             background,
             last,
             _claim: claim,
         };
-        instance.start_components(block, addresses, &io, &network, &workers)?;
+        instance.start_components(block, &io, &network, &workers)?;
         Ok(instance)
     }
 
     fn start_components(
         &mut self,
         block: Block,
-        addresses: seed::Addresses,
         io: &Io,
         network: &SharedNetwork,
         workers: &Workers,
     ) -> anyhow::Result<()> {
         let client = || self.client.clone();
         let stop = CancellationToken::new;
+        let addresses = self.addresses;
+        let runs = |role: Role| !self.without.contains(&role);
 
         let ingress = ember_ingress::Config {
             listen: self.gateway,
@@ -224,13 +223,15 @@ impl Instance {
             ..ember_ingress::Config::default()
         };
         let token = stop();
-        let ingress = Component::spawn("ingress", token.clone(), {
-            let (io, client, workers) = (io.clone(), client(), workers.clone());
-            async move {
-                // A crash may have lost what is derived: a host must not be unknown until it is made again.
-                settled::routes(&client).await;
-                ember_ingress::run(ingress, io, client, workers, token).await
-            }
+        let ingress = runs(Role::Ingress).then(|| {
+            Component::spawn("ingress", token.clone(), {
+                let (io, client, workers) = (io.clone(), client(), workers.clone());
+                async move {
+                    // A crash may have lost what is derived: a host must not be unknown until it is made again.
+                    settled::routes(&client).await;
+                    ember_ingress::run(ingress, io, client, workers, token).await
+                }
+            })
         });
 
         let activator = ember_activator::Config {
@@ -250,11 +251,13 @@ impl Instance {
             ..ember_activator::Config::default()
         };
         let token = stop();
-        let activator = Component::spawn(
-            "activator",
-            token.clone(),
-            ember_activator::run(activator, io.clone(), client(), workers.clone(), token),
-        );
+        let activator = runs(Role::Activator).then(|| {
+            Component::spawn(
+                "activator",
+                token.clone(),
+                ember_activator::run(activator, io.clone(), client(), workers.clone(), token),
+            )
+        });
 
         let mut node = ember_node::Config::new(block)?;
         node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
@@ -279,11 +282,13 @@ impl Instance {
             ..ember_autoscaler::Config::default()
         };
         let token = stop();
-        let autoscaler = Component::spawn(
-            "autoscaler",
-            token.clone(),
-            ember_autoscaler::run(autoscaler, io.clone(), client(), token),
-        );
+        let autoscaler = runs(Role::Autoscaler).then(|| {
+            Component::spawn(
+                "autoscaler",
+                token.clone(),
+                ember_autoscaler::run(autoscaler, io.clone(), client(), token),
+            )
+        });
 
         let controller = ember_controller::Config {
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
@@ -291,17 +296,20 @@ impl Instance {
             ..Default::default()
         };
         let token = stop();
-        let controller =
-            Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token));
+        let controller = runs(Role::Controller).then(|| {
+            Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token))
+        });
 
-        self.components = vec![
+        let components = [
             (ingress, GATEWAY_DRAIN + LAST_WORDS),
             (activator, LAST_WORDS * 2),
             // Before the node: what it takes down must not be scaled up again.
             (autoscaler, LAST_WORDS),
             (controller, LAST_WORDS),
-            (node, PODS_END + LAST_WORDS),
+            (Some(node), PODS_END + LAST_WORDS),
         ];
+        self.components =
+            components.into_iter().filter_map(|(component, patience)| Some((component?, patience))).collect();
         Ok(())
     }
 
@@ -311,7 +319,9 @@ impl Instance {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut components = std::mem::take(&mut self.components);
         let work = async {
-            self.answering().await;
+            if !self.without.contains(&Role::Ingress) {
+                self.answering().await;
+            }
             self.announce()?;
             self.background.spawn(announcer::run(self.client.clone(), self.gateway, self.last.clone()));
             apply_all(&self.client, manifests).await?;
@@ -347,6 +357,15 @@ impl Instance {
         writeln!(out, "  api         https://{}", self.api)?;
         writeln!(out, "  kubeconfig  {}", self.kubeconfig.display())?;
         writeln!(out, "  limits      {} open files", self.files)?;
+        for role in &self.without {
+            let place = match role {
+                Role::Activator => format!(", expected at {}", self.addresses.activator),
+                Role::Autoscaler => format!(", expected at {}", self.addresses.autoscaler),
+                Role::Ingress => format!(", expected at {} and {}", self.gateway, self.addresses.gateway),
+                Role::Controller => String::new(),
+            };
+            writeln!(out, "  left out    {}{place}", format!("{role:?}").to_lowercase())?;
+        }
         out.flush()?;
         Ok(())
     }
@@ -377,6 +396,20 @@ impl Instance {
             _ = terminate.recv() => bail!("interrupted again: ended at once"),
         }
     }
+}
+
+/// The address of the gateway, which listens from now on; a gateway that is left out has to be told where to.
+fn open_gateway(options: &Up, network: &SharedNetwork) -> anyhow::Result<SocketAddr> {
+    let wanted = options.http;
+    if options.without.contains(&Role::Ingress) {
+        if wanted.port() == 0 {
+            bail!("--http {wanted}: a port is needed where the ingress is left out: URLs carry it");
+        }
+        return Ok(wanted);
+    }
+    network.open(wanted).with_context(|| {
+        format!("cannot listen on {wanted} (--http): is another program, or another ember, there?")
+    })
 }
 
 /// The index of the component that ends first, and why that is an error.
