@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::activator;
 use crate::autoscaler;
 use crate::client::commands::Output;
+use crate::client::wait::Wanted;
+use crate::container;
 use crate::controller;
 use crate::demo_app::App;
 use crate::ingress;
@@ -70,6 +73,29 @@ pub(crate) enum Command {
         follow: bool,
         #[command(flatten)]
         target: Target,
+    },
+    /// Wait until objects have a condition, or are gone
+    Wait {
+        /// KIND/NAME, for instance ksvc/hello; or a kind and names
+        #[arg(required = true)]
+        objects: Vec<String>,
+        /// condition=TYPE, condition=TYPE=STATUS or delete
+        #[arg(long = "for", default_value = "condition=Ready")]
+        wanted: Wanted,
+        /// How long, for instance 60s
+        #[arg(long, value_parser = container::duration, default_value = "60s")]
+        timeout: Duration,
+        /// All objects of the kind in the namespace
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print what makes a shell complete commands and options
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
     },
     /// Run the activator, configured as its container on Kubernetes
     Activator(activator::Options),

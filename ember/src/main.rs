@@ -10,6 +10,7 @@ mod crds;
 mod demo_app;
 mod environment;
 mod ingress;
+mod machine;
 mod network;
 mod probes;
 mod simulate;
@@ -18,12 +19,12 @@ mod up;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use ember_allocator::Allocator;
 use ember_telemetry::request_log::Output;
 
 use cli::{Cli, Command};
-use client::commands;
+use client::{commands, wait};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -53,6 +54,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Up(options) => up::run(&options),
+        Command::Wait { objects, wanted, timeout, all, target } => {
+            block_on(wait::run(target.kubeconfig(), &objects, all, &wanted, timeout, &target.namespace))
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ember", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Activator(options) => activator::run(&options),
         Command::Autoscaler(options) => autoscaler::run(&options),
         Command::Controller(options) => controller::run(&options),

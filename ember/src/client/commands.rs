@@ -137,7 +137,7 @@ pub(crate) async fn run_logs(
     Ok(())
 }
 
-fn plain(error: kube::Error) -> anyhow::Error {
+pub(crate) fn plain(error: kube::Error) -> anyhow::Error {
     anyhow::anyhow!(describe(&error.into()))
 }
 
@@ -147,7 +147,7 @@ async fn fetch(client: &Client, path: &str, accept: &str) -> anyhow::Result<Valu
 }
 
 /// One line on standard output; a reader that went away ends the command quietly.
-fn say(line: &str) -> anyhow::Result<()> {
+pub(crate) fn say(line: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),

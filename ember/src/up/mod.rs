@@ -36,6 +36,7 @@ use crate::cli::{Role, Up};
 use crate::client::apply::{apply, describe};
 use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
+use crate::machine::listeners;
 use crate::network::{ClusterNetwork, SharedNetwork};
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -163,7 +164,7 @@ impl Instance {
         let gateway = open_gateway(options, &network)?;
         let listener = tokio::net::TcpListener::bind(options.api)
             .await
-            .with_context(|| format!("cannot listen on {} (--api)", options.api))?;
+            .map_err(|error| anyhow::anyhow!(listeners::explain(options.api, "--api", &error)))?;
         let api = listener.local_addr()?;
         let kubeconfig = options.kubeconfig.clone().unwrap_or_else(|| data_dir.join("kubeconfig"));
         server.write_kubeconfig(&kubeconfig, api)?;
@@ -407,9 +408,7 @@ fn open_gateway(options: &Up, network: &SharedNetwork) -> anyhow::Result<SocketA
         }
         return Ok(wanted);
     }
-    network.open(wanted).with_context(|| {
-        format!("cannot listen on {wanted} (--http): is another program, or another ember, there?")
-    })
+    network.open(wanted).map_err(|error| anyhow::anyhow!(listeners::explain(wanted, "--http", &error)))
 }
 
 /// The index of the component that ends first, and why that is an error.
