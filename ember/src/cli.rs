@@ -13,6 +13,7 @@ use crate::client::wait::Wanted;
 use crate::container;
 use crate::controller;
 use crate::demo_app::App;
+use crate::doctor;
 use crate::ingress;
 use crate::simulate;
 
@@ -91,6 +92,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Find out what is wrong with a service or with this machine
+    Doctor(doctor::Options),
     /// Print what makes a shell complete commands and options
     Completions {
         /// The shell

@@ -8,6 +8,7 @@ mod container;
 mod controller;
 mod crds;
 mod demo_app;
+mod doctor;
 mod environment;
 mod ingress;
 mod machine;
@@ -57,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Wait { objects, wanted, timeout, all, target } => {
             block_on(wait::run(target.kubeconfig(), &objects, all, &wanted, timeout, &target.namespace))
         }
+        Command::Doctor(options) => block_on(doctor::run(&options)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ember", &mut std::io::stdout());
             Ok(())

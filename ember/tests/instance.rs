@@ -113,6 +113,52 @@ fn wait_ends_when_the_condition_is_met_and_says_what_was_wrong_when_it_is_not() 
 }
 
 #[test]
+fn the_doctor_finds_the_cause_and_knows_a_remedy() {
+    let instance = Instance::start();
+    let crash = "[sh, -c, \"echo last words; exit 3\"]";
+    for (name, image, command) in [
+        ("hello", "dev.local/host", "[ember, demo-app, hello]"),
+        ("crash", "dev.local/host", crash),
+        ("absent", "dev.local/host", "[/nonexistent/app]"),
+        ("deaf", "dev.local/host", "[sleep, infinity]"),
+        ("foreign", "docker.io/library/nginx", "[nginx]"),
+    ] {
+        instance.ok(&["apply", "-f", "-"], &service(name, image, command));
+    }
+    instance.ok(&["wait", "ksvc/hello"], "");
+    let well = instance.ok(&["doctor", "ksvc", "hello"], "");
+    assert!(well.contains("ok      service hello: ready at http://hello.default.localhost"), "{well}");
+    for (name, cause, remedy) in [
+        ("crash", "user-container ended with code 3", "| last words"),
+        ("absent", "cannot be started", "check command"),
+        ("deaf", "does not answer its readiness probe", "$PORT (8080)"),
+        ("foreign", "does not pull images", "image dev.local/host"),
+    ] {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let output = instance.run(&["doctor", &format!("ksvc/{name}")], "");
+            let said = text(&output.stdout);
+            if output.status.code() == Some(1) && said.contains(cause) && said.contains(remedy) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{name}: {said}");
+        }
+    }
+    let machine = instance.run(&["doctor", "--output", "json"], "");
+    assert_eq!(machine.status.code(), Some(1), "services are broken");
+    let report: serde_json::Value = serde_json::from_slice(&machine.stdout).unwrap();
+    let about: Vec<&str> =
+        report["findings"].as_array().unwrap().iter().filter_map(|f| f["about"].as_str()).collect();
+    for part in
+        ["system", "open files", "data folder", "instances", "API server", "services", "service foreign"]
+    {
+        assert!(about.contains(&part), "{part} in {about:?}");
+    }
+    assert!(!about.contains(&"service hello"), "{about:?}");
+    assert!(instance.refusal(&["doctor", "pod", "a"], "").contains("ember doctor ksvc hello"));
+}
+
+#[test]
 fn errors_tell_what_to_do() {
     let instance = Instance::start();
     for (arguments, input, parts) in [
