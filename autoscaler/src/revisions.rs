@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::buckets::Buckets;
 use crate::collection::{Collection, CollectionSpec};
-use crate::decider::{Decider, DeciderSpec, DeciderStatus, Decision};
+use crate::decider::{Decider, DeciderSpec, DeciderStatus, Decision, Load, ScalingMetric};
 use crate::held::HeldReports;
 use crate::pods::PodIndex;
 use crate::scraper::ScrapeError;
@@ -115,6 +115,9 @@ pub(crate) struct Figures {
     pub(crate) last: Option<Decision>,
     pub(crate) requested: Option<i32>,
     pub(crate) pods: crate::pods::PodCounts,
+    /// Requests at the same time, and a second, over the windows; `None` without data.
+    pub(crate) concurrency: Option<Load>,
+    pub(crate) rps: Option<Load>,
 }
 
 /// What is to be scraped.
@@ -417,9 +420,11 @@ impl Revisions {
 
     /// All deciders' figures.
     pub(crate) fn figures(&self) -> Vec<Figures> {
+        let now = self.clock.now();
         let figures = |revision: Arc<Revision>| {
             let state = revision.state.lock();
             let decider = state.decider.as_ref()?;
+            let load = |metric| state.collection.as_ref()?.collection.load(metric, now);
             Some(Figures {
                 namespace: revision.key.namespace.clone(),
                 labels: decider.labels.clone(),
@@ -429,6 +434,8 @@ impl Revisions {
                 last: decider.last,
                 requested: decider.requested,
                 pods: self.pods.counts(&decider.revision),
+                concurrency: load(ScalingMetric::Concurrency),
+                rps: load(ScalingMetric::Rps),
             })
         };
         self.all().into_iter().filter_map(figures).collect()

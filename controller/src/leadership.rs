@@ -115,9 +115,12 @@ pub struct Queue {
     pub depth: usize,
 }
 
+/// A reconciler's name and its queue.
+type Named = (&'static str, WorkQueue<Key>);
+
 /// The reconcilers' queues, for metrics. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Queues(Arc<Mutex<Vec<(&'static str, WorkQueue<Key>)>>>);
+pub struct Queues(Arc<Mutex<Vec<Named>>>);
 
 impl Queues {
     pub(crate) fn add(&self, name: &'static str, queue: &WorkQueue<Key>) {

@@ -117,9 +117,8 @@ fn starts(text: &str) -> Vec<usize> {
     let mut starts = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let content = line.trim_start();
-        if line == "---" || line.starts_with("--- ") {
-            starts.push(index + 1);
-        } else if starts.is_empty() && !content.is_empty() && !content.starts_with(['#', '%']) {
+        let marked = line == "---" || line.starts_with("--- ");
+        if marked || (starts.is_empty() && !content.is_empty() && !content.starts_with(['#', '%'])) {
             starts.push(index + 1);
         }
     }

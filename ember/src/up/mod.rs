@@ -4,15 +4,16 @@
 //! pods, on worker threads.
 
 mod announcer;
+mod dashboard;
 mod descriptors;
 mod images;
 mod pod_logs;
+mod screen;
 mod seed;
 mod settled;
 mod sidecar;
 
 use std::fmt::Display;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use ember_dataplane::port;
 use ember_dataplane::worker::Workers;
 use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
+use ember_telemetry::logs;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +40,7 @@ use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
 use crate::machine::listeners;
 use crate::network::{ClusterNetwork, SharedNetwork};
+use screen::Screen;
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Places in the instance's block that are not for pods.
@@ -59,7 +62,9 @@ pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     if !cfg!(target_os = "linux") {
         bail!("ember up runs on Linux only: it needs all of 127.0.0.0/8 and Linux's process control");
     }
-    ember_telemetry::logs::init(ember_telemetry::logs::Format::Plain, &options.log)?;
+    let screen = Screen::open()?;
+    let log = screen.log();
+    logs::init_to(logs::Format::Plain, &options.log, move || log.clone())?;
     // Before anything is started: a typing error should cost nothing.
     let mut manifests = Vec::new();
     for file in &options.file {
@@ -70,12 +75,13 @@ pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     let workers = Workers::start(options.workers.unwrap_or(cores))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let result = Instance::start(options, workers.clone(), files).await;
+        let result = Instance::start(options, workers.clone(), files, screen.clone()).await;
         let result = match result {
             Ok(instance) => instance.serve(&manifests).await,
             Err(error) => Err(error),
         };
         workers.shutdown().await;
+        screen.end();
         result
     })
 }
@@ -136,6 +142,8 @@ struct Instance {
     api: SocketAddr,
     kubeconfig: PathBuf,
     files: u64,
+    screen: Screen,
+    scales: ember_autoscaler::Scales,
     without: Vec<Role>,
     addresses: seed::Addresses,
     /// In the order in which they end.
@@ -147,7 +155,7 @@ struct Instance {
 }
 
 impl Instance {
-    async fn start(options: &Up, workers: Workers, files: u64) -> anyhow::Result<Self> {
+    async fn start(options: &Up, workers: Workers, files: u64, screen: Screen) -> anyhow::Result<Self> {
         let data_dir = options.data_dir.clone().unwrap_or_else(crate::client::default_data_dir);
         let mut config = ember_apiserver::Config::new(&data_dir);
         config.admission = Arc::new(ember_apiserver::KnativeAdmission::new());
@@ -192,6 +200,8 @@ impl Instance {
             api,
             kubeconfig,
             files,
+            screen,
+            scales: ember_autoscaler::Scales::default(),
             without: options.without.clone(),
             addresses,
             components: Vec::new(),
@@ -280,6 +290,7 @@ impl Instance {
             stats_addr: SocketAddr::new(addresses.autoscaler, 8080),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
             shutdown_timeout: LAST_WORDS,
+            scales: self.scales.clone(),
             ..ember_autoscaler::Config::default()
         };
         let token = stop();
@@ -323,9 +334,11 @@ impl Instance {
             if !self.without.contains(&Role::Ingress) {
                 self.answering().await;
             }
-            self.announce()?;
-            self.background.spawn(announcer::run(self.client.clone(), self.gateway, self.last.clone()));
-            apply_all(&self.client, manifests).await?;
+            self.announce();
+            let (client, screen) = (self.client.clone(), self.screen.clone());
+            let scales = self.scales.clone();
+            self.background.spawn(announcer::run(client, self.gateway, screen, scales, self.last.clone()));
+            apply_all(&self.client, manifests, &self.screen).await?;
             std::future::pending().await
         };
         // A component that cannot go on ends everything, at start too: the rest would wait for it in vain.
@@ -351,13 +364,13 @@ impl Instance {
         }
     }
 
-    fn announce(&self) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "Ember {} is up; Ctrl-C ends it.", ember_telemetry::build::VERSION)?;
-        writeln!(out, "  gateway     http://{}", self.gateway)?;
-        writeln!(out, "  api         https://{}", self.api)?;
-        writeln!(out, "  kubeconfig  {}", self.kubeconfig.display())?;
-        writeln!(out, "  limits      {} open files", self.files)?;
+    fn announce(&self) {
+        let say = |line: String| self.screen.say(&line);
+        say(format!("Ember {} is up; Ctrl-C ends it.", ember_telemetry::build::VERSION));
+        say(format!("  gateway     http://{}", self.gateway));
+        say(format!("  api         https://{}", self.api));
+        say(format!("  kubeconfig  {}", self.kubeconfig.display()));
+        say(format!("  limits      {} open files", self.files));
         for role in &self.without {
             let place = match role {
                 Role::Activator => format!(", expected at {}", self.addresses.activator),
@@ -365,10 +378,8 @@ impl Instance {
                 Role::Ingress => format!(", expected at {} and {}", self.gateway, self.addresses.gateway),
                 Role::Controller => String::new(),
             };
-            writeln!(out, "  left out    {}{place}", format!("{role:?}").to_lowercase())?;
+            say(format!("  left out    {}{place}", format!("{role:?}").to_lowercase()));
         }
-        out.flush()?;
-        Ok(())
     }
 
     /// Ends everything in order; a second signal ends the process at once.
@@ -435,20 +446,20 @@ async fn ask(server: SocketAddr) -> std::io::Result<()> {
 }
 
 /// Applies manifests in order; the first that is refused ends it.
-async fn apply_all(client: &Client, manifests: &[Manifest]) -> anyhow::Result<()> {
+async fn apply_all(client: &Client, manifests: &[Manifest], screen: &Screen) -> anyhow::Result<()> {
     if manifests.is_empty() {
         return Ok(());
     }
     let resources = Resources::discover(client).await?;
     for (index, manifest) in manifests.iter().enumerate() {
         let applied = apply(client, &resources, manifest, "default").await?;
-        writeln!(std::io::stdout(), "{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name())?;
+        screen.say(&format!("{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name()));
         let again = |later: &Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
         if manifests[index + 1..].iter().any(again)
             && let Err(error) =
                 crate::client::apply::wait_ready(client, &resources, manifest, "default").await
         {
-            writeln!(std::io::stderr(), "warning: {}", describe(&error))?;
+            tracing::warn!("{}", describe(&error));
         }
     }
     Ok(())
