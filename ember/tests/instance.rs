@@ -1,6 +1,6 @@
 //! The `ember` program as a person at a terminal meets it, beside a running instance.
 
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test may panic to fail")]
+#![expect(clippy::unwrap_used, reason = "a test may panic to fail")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
