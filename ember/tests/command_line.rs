@@ -59,6 +59,13 @@ fn bad_arguments_are_named() {
         (vec!["up", "--log", "=x"], "log"),
         (vec!["up", "-f", "/nonexistent/hello.yaml"], "/nonexistent/hello.yaml"),
         (vec!["apply", "-f", "/nonexistent"], "/nonexistent"),
+        (vec!["apply", "-f", "/dev/null"], "there is no object in /dev/null"),
+        (vec!["up", "--data-dir", "/proc/ember"], "--data-dir"),
+        (vec!["up", "--without", "kubelet"], "controller"),
+        (vec!["up", "--without", "ingress", "--http", "127.0.0.1:0"], "a port is needed"),
+        (vec!["wait", "ksvc/a", "--for", "jsonpath={.a}"], "condition=TYPE"),
+        (vec!["wait", "ksvc/a", "--timeout", "5"], "--timeout"),
+        (vec!["doctor", "pod", "a"], "ember doctor ksvc hello"),
         (vec!["demo-app", "nothing"], "nothing"),
     ] {
         let error = refusal(&arguments);

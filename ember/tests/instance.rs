@@ -198,6 +198,12 @@ fn errors_tell_what_to_do() {
         assert!(error.contains(&format!("{flag} 127.0.0.1:0 picks a free one")), "{error}");
     }
 
+    let folder = instance.data.path().to_str().unwrap();
+    let arguments = ["up", "--http", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir", folder];
+    let error = instance.refusal(&arguments, "");
+    let who = format!("it is process {}", instance.child.id());
+    assert!(error.contains("in use by another process") && error.contains(&who), "{error}");
+
     // Nobody there any more, but somebody else is.
     let gone = other.path().join("kubeconfig");
     let kubeconfig = std::fs::read_to_string(instance.data.path().join("kubeconfig")).unwrap();

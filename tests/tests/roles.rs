@@ -1,6 +1,6 @@
 //! Every role as a process of its own, by kubeconfig over TLS, against an API server and a node that are another one.
 
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test may panic to fail")]
+#![expect(clippy::unwrap_used, reason = "a test may panic to fail")]
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};

@@ -20,6 +20,13 @@ pub(crate) async fn run_apply(kubeconfig: PathBuf, files: &[PathBuf], namespace:
     for file in files {
         manifests.extend(manifest::read(file)?);
     }
+    if manifests.is_empty() {
+        let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        bail!(
+            "there is no object in {}: a mapping with apiVersion, kind and metadata is expected",
+            files.join(", ")
+        );
+    }
     let client = connect(&kubeconfig).await?;
     let resources = Resources::discover(&client).await?;
     let mut failed = 0;

@@ -15,7 +15,7 @@ mod sidecar;
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ use crate::cli::{Role, Up};
 use crate::client::apply::{apply, describe};
 use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
-use crate::machine::listeners;
+use crate::machine::{instances, listeners};
 use crate::network::{ClusterNetwork, SharedNetwork};
 use screen::Screen;
 
@@ -61,6 +61,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     if !cfg!(target_os = "linux") {
         bail!("ember up runs on Linux only: it needs all of 127.0.0.0/8 and Linux's process control");
+    }
+    if options.without.contains(&Role::Ingress) && options.http.port() == 0 {
+        bail!("--http {}: a port is needed where the ingress is left out: URLs carry it", options.http);
     }
     let screen = Screen::open()?;
     let log = screen.log();
@@ -159,7 +162,7 @@ impl Instance {
         let data_dir = options.data_dir.clone().unwrap_or_else(crate::client::default_data_dir);
         let mut config = ember_apiserver::Config::new(&data_dir);
         config.admission = Arc::new(ember_apiserver::KnativeAdmission::new());
-        let server = ApiServer::open(config)?;
+        let server = ApiServer::open(config).map_err(|error| refused(&data_dir, error))?;
         let client = server.client();
         let claim = Block::claim().context("cannot claim addresses for pods")?;
         let block = claim.block();
@@ -410,13 +413,27 @@ impl Instance {
     }
 }
 
+/// Why the data folder cannot be used, and what to do about it.
+fn refused(data_dir: &Path, error: ember_apiserver::Error) -> anyhow::Error {
+    let advice = match &error {
+        ember_apiserver::Error::Store(ember_apiserver::OpenError::Locked { .. }) => {
+            let own = instances::running().into_iter().find(|i| i.kubeconfig.starts_with(data_dir));
+            let Some(own) = own else { return error.into() };
+            format!("it is process {}, which --kubeconfig {} leads to", own.pid, own.kubeconfig.display())
+        }
+        ember_apiserver::Error::Io { .. } => {
+            "name a folder that this user may write with --data-dir; `ember doctor` looks at the usual one"
+                .to_owned()
+        }
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("cannot use the data folder: {error}; {advice}")
+}
+
 /// The address of the gateway, which listens from now on; a gateway that is left out has to be told where to.
 fn open_gateway(options: &Up, network: &SharedNetwork) -> anyhow::Result<SocketAddr> {
     let wanted = options.http;
     if options.without.contains(&Role::Ingress) {
-        if wanted.port() == 0 {
-            bail!("--http {wanted}: a port is needed where the ingress is left out: URLs carry it");
-        }
         return Ok(wanted);
     }
     network.open(wanted).map_err(|error| anyhow::anyhow!(listeners::explain(wanted, "--http", &error)))
