@@ -1,6 +1,6 @@
 //! Every role as a process of its own, by kubeconfig over TLS, against an API server and a node that are another one.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic to fail")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test may panic to fail")]
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -38,6 +38,14 @@ impl Role {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         kill(pid, signal).unwrap_or_else(|error| panic!("{} ended before: {error}", self.name));
         self.child.wait().unwrap().code()
+    }
+}
+
+impl Role {
+    /// Waits until it has ended by itself, and returns the exit code.
+    async fn ended(mut self) -> Option<i32> {
+        let waiting = tokio::task::spawn_blocking(move || self.child.wait().unwrap().code());
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it ends").unwrap()
     }
 }
 
@@ -239,7 +247,7 @@ async fn a_role_that_is_killed_and_started_again_costs_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_controllers_one_works_and_the_other_follows_at_once() {
+async fn of_two_controllers_one_works_the_other_follows_at_once_and_ends_without_its_lease() {
     let roles = Roles::start().await;
     let first = roles.controller(1).await;
     eventually("the first has the Lease", PATIENCE, || async {
@@ -264,6 +272,9 @@ async fn of_two_controllers_one_works_and_the_other_follows_at_once() {
     .await;
     roles.ember.apply(&service("two", &[]));
     configuration("two").await;
-    assert_eq!(second.end(Signal::SIGTERM), Some(0));
-    assert_eq!(roles.holder().await, "");
+    // Whoever finds a Lease to be another's may not go on.
+    let stolen = json!({"spec": {"holderIdentity": "somebody"}});
+    api::merge(&roles.ember.client, &format!("{LEASES}/{ROUTES_LEASE}"), &stolen).await.unwrap();
+    assert_eq!(second.ended().await, Some(1));
+    assert_eq!(roles.holder().await, "somebody");
 }
