@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ember_api::configmaps::leader_election;
 
+use crate::scales::Scales;
+
 /// This replica among several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replica {
@@ -89,6 +91,8 @@ pub struct Config {
     pub header_timeout: Duration,
     /// How long shutting down may take. Default 5 s.
     pub shutdown_timeout: Duration,
+    /// Shows the revisions to whoever else has a clone of it.
+    pub scales: Scales,
 }
 
 impl Default for Config {
@@ -124,6 +128,7 @@ impl Default for Config {
             stat_idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(5),
+            scales: Scales::default(),
         }
     }
 }

@@ -32,6 +32,7 @@ pub mod resolution;
 mod revisions;
 pub mod sample_size;
 pub mod scaler;
+mod scales;
 mod scrape_client;
 mod scrape_durations;
 pub mod scraper;
@@ -63,6 +64,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Config, HpaClass, Replica};
 pub use environment::Environment;
+pub use scales::{RevisionScale, Scales};
 
 use crate::buckets::Buckets;
 use crate::forwarder::Forwarder;
@@ -143,6 +145,7 @@ pub async fn run(config: Config, io: Io, client: Client, shutdown: CancellationT
     let clock = MonotonicClock::new(Arc::clone(&io.clock));
     let held = HeldReports::new(config.held_reports, config.held_report_lifetime);
     let revisions = Arc::new(Revisions::new(clock, pods.clone(), held, Arc::clone(&buckets)));
+    config.scales.show(&revisions);
     let durations = ScrapeDurations::default();
     let registry = gauges::registry(Arc::clone(&revisions), durations.clone());
     let reconciler = Arc::new(Reconciler {

@@ -11,7 +11,6 @@ use ember_reconcile::election::Timing;
 use ember_reconcile::lease::{self, Election, Tenure};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
@@ -33,21 +32,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// When the ConfigMap cannot be read, or makes no sense.
 pub(crate) async fn settings(client: &Client, config: &Config) -> Result<LeaderElection, Error> {
     let name = &config.leader_election_name;
-    let wrong = |why: String| Error::Election(name.clone(), why);
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &config.system_namespace);
-    let map = maps.get_opt(name).await.map_err(|error| wrong(error.to_string()))?.unwrap_or_default();
-    let settings =
-        LeaderElection::parse(&map.data.unwrap_or_default()).map_err(|error| wrong(error.to_string()))?;
-    timing(&settings).validate().map_err(|rule| wrong(rule.to_owned()))?;
-    Ok(settings)
-}
-
-fn timing(settings: &LeaderElection) -> Timing {
-    Timing {
-        lease_duration: settings.lease_duration,
-        renew_deadline: settings.renew_deadline,
-        retry_period: settings.retry_period,
-    }
+    let settings = lease::settings(client, &config.system_namespace, name).await;
+    settings.map_err(|why| Error::Election(name.clone(), why))
 }
 
 /// The other replica that a Lease says has the bucket.
@@ -106,7 +92,7 @@ impl Membership {
                 &leases,
                 (&namespace, &name),
                 &identity,
-                timing(&this.settings),
+                Timing::from(&this.settings),
             );
             let clock = Arc::clone(&this.io.clock);
             let wall = move || {

@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::leadership::{Leadership, Queues};
 use crate::revision::DigestResolver;
 
 /// Local copies of the kinds that the controller reads.
@@ -58,6 +59,10 @@ pub(crate) struct Context {
     pub(crate) system_namespace: Arc<str>,
     /// Who knows the digests of images.
     pub(crate) digests: Arc<dyn DigestResolver>,
+    /// Which reconcilers are this replica's to run.
+    pub(crate) leadership: Leadership,
+    /// Where the queues are known.
+    pub(crate) queues: Queues,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -150,19 +155,26 @@ impl Context {
         Ok(stored)
     }
 
-    /// Runs a reconciler on `queue` once all caches are filled.
-    pub(crate) fn run_queue<F, Fut, E>(&self, queue: &WorkQueue<Key>, tasks: &TaskTracker, reconcile: F)
-    where
+    /// Runs the reconciler called `name` on `queue` once all caches are filled, and its Lease is this replica's.
+    /// Meanwhile the queue gathers every key there is.
+    pub(crate) fn run_queue<F, Fut, E>(
+        &self,
+        name: &'static str,
+        queue: &WorkQueue<Key>,
+        tasks: &TaskTracker,
+        reconcile: F,
+    ) where
         F: Fn(Context, Key) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Next, E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let (ctx, queue) = (self.clone(), queue.clone());
+        self.queues.add(name, queue);
+        let (ctx, queue, held) = (self.clone(), queue.clone(), self.leadership.of(name));
         tasks.spawn(async move {
             let shutdown = ctx.shutdown.clone();
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = async { tokio::join!(ctx.caches.synced(), ctx.configs.synced()); } => {}
+                () = async { tokio::join!(ctx.caches.synced(), ctx.configs.synced(), held); } => {}
             }
             let concurrency = ctx.concurrency;
             queue.run(concurrency, shutdown, move |key| reconcile(ctx.clone(), key)).await;

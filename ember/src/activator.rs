@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use clap::Args;
-use ember_api::golang;
-use ember_dataplane::io::Io;
 use ember_dataplane::worker::Workers;
 use tokio_util::sync::CancellationToken;
 
@@ -19,12 +17,8 @@ pub(crate) struct Options {
     #[command(flatten)]
     container: container::Container,
     /// How long new requests are still taken after SIGTERM, for instance 45s [default: 45s]
-    #[arg(long, value_parser = duration)]
+    #[arg(long, value_parser = container::duration)]
     drain_settle: Option<Duration>,
-}
-
-fn duration(text: &str) -> Result<Duration, golang::ParseError> {
-    golang::parse_duration(text).map(golang::GoDuration::to_std)
 }
 
 /// Runs until a signal has drained it.
@@ -43,10 +37,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let ended = CancellationToken::new();
         let (namespace, map) = (&config.system_namespace, &config.logging_name);
         container::log(&client, namespace, map, COMPONENT, ended.clone()).await?;
+        let io = options.container.io(&client, &config.cluster_domain, &ended).await;
         let _ended = ended.drop_guard();
         let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from))?;
         let shutdown = CancellationToken::new();
-        let activator = ember_activator::run(config, Io::system(), client, workers.clone(), shutdown.clone());
+        let activator = ember_activator::run(config, io, client, workers.clone(), shutdown.clone());
         // Boxed: it is large, and there is one.
         let result = container::until_signalled(Box::pin(activator), shutdown).await;
         workers.shutdown().await;

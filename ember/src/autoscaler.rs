@@ -3,7 +3,6 @@
 use clap::Args;
 use ember_api::configmaps::observability::Observability;
 use ember_autoscaler::{Environment, HpaClass};
-use ember_dataplane::io::Io;
 use tokio_util::sync::CancellationToken;
 
 use crate::container;
@@ -45,7 +44,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             config.stats_addr.set_ip(address);
             config.metrics_addr = config.metrics_addr.map(|metrics| (address, metrics.port()).into());
         }
-        let autoscaler = ember_autoscaler::run(config, Io::system(), client, shutdown.clone());
+        let ended = CancellationToken::new();
+        let io = options.container.io(&client, &config.cluster_domain, &ended).await;
+        let _ended = ended.drop_guard();
+        let autoscaler = ember_autoscaler::run(config, io, client, shutdown.clone());
         // Boxed: it is large, and there is one.
         container::until_signalled(Box::pin(autoscaler), shutdown).await
     })

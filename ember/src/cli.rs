@@ -2,13 +2,19 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::activator;
 use crate::autoscaler;
 use crate::client::commands::Output;
+use crate::client::wait::Wanted;
+use crate::container;
+use crate::controller;
 use crate::demo_app::App;
+use crate::doctor;
+use crate::ingress;
 use crate::simulate;
 
 /// Knative Serving in one program: HTTP services that scale to zero, wake on the next request and split traffic.
@@ -69,10 +75,41 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Wait until objects have a condition, or are gone
+    Wait {
+        /// KIND/NAME, for instance ksvc/hello; or a kind and names
+        #[arg(required = true)]
+        objects: Vec<String>,
+        /// condition=TYPE, condition=TYPE=STATUS or delete
+        #[arg(long = "for", default_value = "condition=Ready")]
+        wanted: Wanted,
+        /// How long, for instance 60s
+        #[arg(long, value_parser = container::duration, default_value = "60s")]
+        timeout: Duration,
+        /// All objects of the kind in the namespace
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Find out what is wrong with a service or with this machine
+    Doctor(doctor::Options),
+    /// Print what makes a shell complete commands and options
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Run the activator, configured as its container on Kubernetes
     Activator(activator::Options),
     /// Run the autoscaler, configured as its container on Kubernetes
     Autoscaler(autoscaler::Options),
+    /// Run the controller, configured as its container on Kubernetes
+    Controller(controller::Options),
+    /// Run the gateway by itself
+    Ingress(ingress::Options),
+    /// Print the definitions of Knative's kinds for a Kubernetes API server
+    Crds,
     /// Show what the autoscaler would do about a load
     Simulate(simulate::Options),
     /// Serve a small app to try things with
@@ -100,6 +137,15 @@ impl Target {
     }
 }
 
+/// A component that may run as a process of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    Activator,
+    Autoscaler,
+    Controller,
+    Ingress,
+}
+
 /// What `ember up` takes.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -121,6 +167,9 @@ pub(crate) struct Up {
     /// Threads that carry requests [default: one per core]
     #[arg(long)]
     pub(crate) workers: Option<usize>,
+    /// Roles to leave out: they run as processes of their own, for instance controller,ingress
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) without: Vec<Role>,
     /// What to log, as RUST_LOG does, for instance info or ember_autoscaler=debug
     #[arg(long, default_value = "warn", env = "EMBER_LOG")]
     pub(crate) log: String,

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use ember_api::configmaps::ConfigError;
 use ember_api::configmaps::logging::Logging;
+use ember_api::golang;
+use ember_dataplane::io::{Io, SystemClock};
 use ember_reconcile::config::{ConfigMapData, ConfigStore};
 use ember_telemetry::logs;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -17,11 +20,18 @@ use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::network::ClusterNetwork;
+
 /// How long the API server may take to answer at start, and the pause between attempts.
 const API_PATIENCE: Duration = Duration::from_secs(60);
 const API_PAUSE: Duration = Duration::from_secs(1);
 /// As above, for the first look at a ConfigMap.
 const READING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A length of time on the command line, as `45s` or `1m30s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, golang::ParseError> {
+    golang::parse_duration(text).map(golang::GoDuration::to_std)
+}
 
 /// What every component's command takes.
 #[derive(Debug, Args)]
@@ -32,9 +42,22 @@ pub(crate) struct Container {
     /// Address to listen on [default: all]
     #[arg(long)]
     pub(crate) bind: Option<IpAddr>,
+    /// Find Services by the API's Endpoints, where no DNS of a cluster resolves their names
+    #[arg(long)]
+    without_dns: bool,
 }
 
 impl Container {
+    /// The way to sockets and the clock: by the system's resolver, or by the API's Endpoints, which are followed until
+    /// `stop`.
+    pub(crate) async fn io(&self, client: &Client, cluster_domain: &str, stop: &CancellationToken) -> Io {
+        if !self.without_dns {
+            return Io::system();
+        }
+        let network = ClusterNetwork::follow(client, cluster_domain, stop).await;
+        Io { clock: Arc::new(SystemClock), network: Arc::new(network) }
+    }
+
     /// A client of the API server, once that answers and is new enough.
     ///
     /// # Errors

@@ -5,19 +5,27 @@ mod autoscaler;
 mod cli;
 mod client;
 mod container;
+mod controller;
+mod crds;
 mod demo_app;
+mod doctor;
+mod environment;
+mod ingress;
+mod machine;
+mod network;
+mod probes;
 mod simulate;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use ember_allocator::Allocator;
 use ember_telemetry::request_log::Output;
 
 use cli::{Cli, Command};
-use client::commands;
+use client::{commands, wait};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -47,8 +55,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Up(options) => up::run(&options),
+        Command::Wait { objects, wanted, timeout, all, target } => {
+            block_on(wait::run(target.kubeconfig(), &objects, all, &wanted, timeout, &target.namespace))
+        }
+        Command::Doctor(options) => block_on(doctor::run(&options)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ember", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Activator(options) => activator::run(&options),
         Command::Autoscaler(options) => autoscaler::run(&options),
+        Command::Controller(options) => controller::run(&options),
+        Command::Ingress(options) => ingress::run(&options),
+        Command::Crds => crds::run(),
         Command::Simulate(options) => simulate::run(&options),
         Command::DemoApp { app } => demo_app::run(app),
         Command::Apply { file, target } => {

@@ -23,7 +23,22 @@ fn refusal(arguments: &[&str]) -> String {
 fn help_names_every_command() {
     let output = ember(&["--help"]);
     let help = String::from_utf8_lossy(&output.stdout);
-    for command in ["up", "apply", "get", "delete", "logs", "activator", "simulate", "demo-app"] {
+    for command in [
+        "up",
+        "apply",
+        "get",
+        "delete",
+        "logs",
+        "wait",
+        "completions",
+        "activator",
+        "autoscaler",
+        "controller",
+        "ingress",
+        "crds",
+        "simulate",
+        "demo-app",
+    ] {
         assert!(help.contains(&format!("\n  {command}")), "{command} in {help}");
     }
 }
@@ -44,6 +59,13 @@ fn bad_arguments_are_named() {
         (vec!["up", "--log", "=x"], "log"),
         (vec!["up", "-f", "/nonexistent/hello.yaml"], "/nonexistent/hello.yaml"),
         (vec!["apply", "-f", "/nonexistent"], "/nonexistent"),
+        (vec!["apply", "-f", "/dev/null"], "there is no object in /dev/null"),
+        (vec!["up", "--data-dir", "/proc/ember"], "--data-dir"),
+        (vec!["up", "--without", "kubelet"], "controller"),
+        (vec!["up", "--without", "ingress", "--http", "127.0.0.1:0"], "a port is needed"),
+        (vec!["wait", "ksvc/a", "--for", "jsonpath={.a}"], "condition=TYPE"),
+        (vec!["wait", "ksvc/a", "--timeout", "5"], "--timeout"),
+        (vec!["doctor", "pod", "a"], "ember doctor ksvc hello"),
         (vec!["demo-app", "nothing"], "nothing"),
     ] {
         let error = refusal(&arguments);
@@ -61,5 +83,41 @@ fn the_demo_app_says_which_variable_is_wrong() {
             .expect("ember runs");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(name) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
+fn shells_are_told_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = ember(&["completions", shell]);
+        let script = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success());
+        for word in ["simulate", "wait", "kubeconfig", "without"] {
+            assert!(script.contains(word), "{word} for {shell}");
+        }
+    }
+    assert!(refusal(&["completions", "cmd"]).contains("bash"));
+}
+
+#[test]
+fn roles_name_what_they_lack() {
+    for role in ["controller", "ingress"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ember"))
+            .arg(role)
+            .env_remove("SYSTEM_NAMESPACE")
+            .output()
+            .expect("ember runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("SYSTEM_NAMESPACE"), "{error}");
+    }
+}
+
+#[test]
+fn the_definitions_are_yaml_documents_of_every_kind() {
+    let output = ember(&["crds"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.matches("\nkind: CustomResourceDefinition\n").count(), text.matches("---\n").count());
+    for name in ["services.serving.knative.dev", "podautoscalers.autoscaling.internal.knative.dev"] {
+        assert!(text.contains(&format!("  name: {name}\n")), "{name}");
     }
 }

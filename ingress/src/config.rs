@@ -19,6 +19,8 @@ pub struct Config {
     pub ingress_class: String,
     /// The DNS name of the gateway's own Service, as the status of an Ingress states it.
     pub service_host: String,
+    /// The namespace of the system's own objects. `knative-serving`.
+    pub system_namespace: String,
     /// Name of the activator's Service in the system namespace.
     pub activator_service: String,
     /// How long requests under way may take to end at shutdown. 30 s.
@@ -33,6 +35,7 @@ impl Default for Config {
             server: server::Options { connection_window: 4 << 20, ..server::Options::default() },
             ingress_class: "ember.ingress.networking.knative.dev".to_owned(),
             service_host: "ember-gateway.knative-serving.svc.cluster.local".to_owned(),
+            system_namespace: ember_reconcile::SYSTEM_NAMESPACE.to_owned(),
             activator_service: "activator-service".to_owned(),
             drain_timeout: Duration::from_secs(30),
         }

@@ -9,7 +9,6 @@ use arc_swap::ArcSwap;
 use ember_api::annotations;
 use ember_api::networking::v1alpha1::Ingress;
 use ember_dataplane::io::Io;
-use ember_reconcile::SYSTEM_NAMESPACE;
 use ember_reconcile::apply::{Action, Applier};
 use ember_reconcile::cache::{Cache, Change, Key};
 use ember_reconcile::queue::{Next, WorkQueue};
@@ -71,7 +70,7 @@ impl Publisher {
     pub(crate) fn new(config: &Config, client: Client, io: Io, table: Arc<ArcSwap<Table>>) -> Self {
         let backends = Backends::default();
         let key = BackendKey {
-            namespace: SYSTEM_NAMESPACE.to_owned(),
+            namespace: config.system_namespace.clone(),
             service: config.activator_service.clone(),
             port: PortRef::Number(80),
         };

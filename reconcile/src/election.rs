@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ember_api::configmaps::leader_election::LeaderElection;
 use jiff::Timestamp;
 
 /// Retry periods are stretched by up to this part, so that candidates do not meet again and again.
@@ -19,6 +20,16 @@ pub struct Timing {
     pub renew_deadline: Duration,
     /// Time between attempts.
     pub retry_period: Duration,
+}
+
+impl From<&LeaderElection> for Timing {
+    fn from(settings: &LeaderElection) -> Self {
+        Self {
+            lease_duration: settings.lease_duration,
+            renew_deadline: settings.renew_deadline,
+            retry_period: settings.retry_period,
+        }
+    }
 }
 
 impl Timing {

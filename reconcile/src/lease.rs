@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ember_api::configmaps::leader_election::LeaderElection;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::Notify;
@@ -17,6 +19,18 @@ use crate::election::{Candidate, Record, Step, Timing};
 
 /// How long giving a Lease up may take when the process ends.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What elections are held by: ConfigMap `name` as it is now, or the defaults without one.
+///
+/// # Errors
+/// When the ConfigMap cannot be read, or makes no sense; the text says why.
+pub async fn settings(client: &Client, namespace: &str, name: &str) -> Result<LeaderElection, String> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = maps.get_opt(name).await.map_err(|error| error.to_string())?.unwrap_or_default();
+    let settings = LeaderElection::parse(&map.data.unwrap_or_default()).map_err(|error| error.to_string())?;
+    Timing::from(&settings).validate()?;
+    Ok(settings)
+}
 
 /// What a Lease says.
 #[must_use]

@@ -2,7 +2,7 @@
 //! belongs to what a command was asked to print.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
@@ -65,8 +65,20 @@ fn parse(filter: &str) -> Result<Targets, LogError> {
 /// # Errors
 /// When the filter does not parse or a logger is installed already.
 pub fn init(format: Format, filter: &str) -> Result<Filter, LogError> {
+    init_to(format, filter, std::io::stderr)
+}
+
+/// As [`init`], with each line written at once to what `writer` returns, which stands for the standard error.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_to<W: io::Write>(
+    format: Format,
+    filter: &str,
+    writer: impl Fn() -> W + Send + Sync + 'static,
+) -> Result<Filter, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
         Format::Json => lines.json().flatten_event(true).boxed(),
         Format::Plain => {

@@ -62,9 +62,11 @@ impl Ember {
     }
 
     async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
+        let gateway: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
         let mut child = Command::new(program())
-            .args(["up", "--http", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"])
+            .args(["up", "--api", "127.0.0.1:0", "--data-dir"])
             .arg(dir.path().join("data"))
+            .args(gateway)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -17,7 +17,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     let queue = WorkQueue::new();
     enqueue_changes(&ctx.caches.configurations, &queue);
     enqueue_controllers(&ctx.caches.revisions, GROUP, "Configuration", &queue);
-    ctx.run_queue(&queue, tasks, reconcile);
+    ctx.run_queue("configuration", &queue, tasks, reconcile);
 }
 
 async fn reconcile(ctx: Context, key: Key) -> Result<Next, Error> {

@@ -20,7 +20,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_changes(&ctx.caches.configurations, &queue);
     enqueue_controllers(&ctx.caches.revisions, GROUP, KIND, &queue);
     enqueue_all_on_new_configuration(ctx, &queue, tasks);
-    ctx.run_queue(&queue, tasks, collect);
+    ctx.run_queue("gc", &queue, tasks, collect);
 }
 
 /// Other retention times can make any Revision stale.

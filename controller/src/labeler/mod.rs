@@ -38,7 +38,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_changes(&ctx.caches.routes, &queue);
     enqueue_followers(&ctx.caches.configurations, "Configuration", &tracker, &queue);
     enqueue_followers(&ctx.caches.revisions, "Revision", &tracker, &queue);
-    ctx.run_queue(&queue, tasks, move |ctx, key| reconcile(ctx, tracker.clone(), key));
+    ctx.run_queue("labeler", &queue, tasks, move |ctx, key| reconcile(ctx, tracker.clone(), key));
 }
 
 async fn reconcile(ctx: Context, tracker: Tracker, key: Key) -> Result<Next, Error> {

@@ -60,7 +60,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     });
     enqueue_on_system_certificates(ctx, &queue);
     enqueue_all_on_new_configuration(ctx, &queue, tasks);
-    ctx.run_queue(&queue, tasks, move |ctx, key| reconcile(ctx, Arc::clone(&resolver), key));
+    ctx.run_queue("revision", &queue, tasks, move |ctx, key| reconcile(ctx, Arc::clone(&resolver), key));
 }
 
 /// The Revisions of a namespace wait for the certificate that they share.

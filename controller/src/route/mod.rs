@@ -107,7 +107,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_followers(&caches.configurations, "Configuration", &tracker, &queue);
     enqueue_followers(&caches.revisions, "Revision", &tracker, &queue);
     enqueue_all_on_new_configs(ctx, &queue, tasks);
-    ctx.run_queue(&queue, tasks, move |ctx, key| reconcile(ctx, tracker.clone(), key));
+    ctx.run_queue("route", &queue, tasks, move |ctx, key| reconcile(ctx, tracker.clone(), key));
 }
 
 /// Hosts, classes and TLS come from ConfigMaps: every Route is looked at again when they change.

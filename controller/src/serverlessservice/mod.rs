@@ -30,7 +30,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_changes(&caches.serverless_services, &queue);
     enqueue_controllers(&caches.k8s_services, GROUP, KIND, &queue);
     enqueue_endpoints(ctx, &queue);
-    ctx.run_queue(&queue, tasks, reconcile);
+    ctx.run_queue("serverlessservice", &queue, tasks, reconcile);
 }
 
 /// Endpoints lead back to a ServerlessService by label: the private ones are made by Kubernetes, which copies the

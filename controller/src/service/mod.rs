@@ -18,7 +18,7 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_changes(&ctx.caches.services, &queue);
     enqueue_controllers(&ctx.caches.configurations, GROUP, "Service", &queue);
     enqueue_controllers(&ctx.caches.routes, GROUP, "Service", &queue);
-    ctx.run_queue(&queue, tasks, reconcile);
+    ctx.run_queue("service", &queue, tasks, reconcile);
 }
 
 async fn reconcile(ctx: Context, key: Key) -> Result<Next, Error> {

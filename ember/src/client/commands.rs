@@ -20,6 +20,13 @@ pub(crate) async fn run_apply(kubeconfig: PathBuf, files: &[PathBuf], namespace:
     for file in files {
         manifests.extend(manifest::read(file)?);
     }
+    if manifests.is_empty() {
+        let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        bail!(
+            "there is no object in {}: a mapping with apiVersion, kind and metadata is expected",
+            files.join(", ")
+        );
+    }
     let client = connect(&kubeconfig).await?;
     let resources = Resources::discover(&client).await?;
     let mut failed = 0;
@@ -137,7 +144,7 @@ pub(crate) async fn run_logs(
     Ok(())
 }
 
-fn plain(error: kube::Error) -> anyhow::Error {
+pub(crate) fn plain(error: kube::Error) -> anyhow::Error {
     anyhow::anyhow!(describe(&error.into()))
 }
 
@@ -147,7 +154,7 @@ async fn fetch(client: &Client, path: &str, accept: &str) -> anyhow::Result<Valu
 }
 
 /// One line on standard output; a reader that went away ends the command quietly.
-fn say(line: &str) -> anyhow::Result<()> {
+pub(crate) fn say(line: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),

@@ -87,8 +87,10 @@ fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// Parses the documents of one text; empty documents are left out, a `List` is taken apart.
 pub(crate) fn parse(source: &str, text: &str) -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
+    let starts = starts(text);
     for (index, document) in serde_norway::Deserializer::from_str(text).enumerate() {
-        let place = format!("{source}, document {}", index + 1);
+        let line = starts.get(index).map(|line| format!(" (line {line})")).unwrap_or_default();
+        let place = format!("{source}, document {}{line}", index + 1);
         let value =
             serde_norway::Value::deserialize(document).with_context(|| format!("{place}: not valid YAML"))?;
         let value: Value =
@@ -108,6 +110,19 @@ pub(crate) fn parse(source: &str, text: &str) -> anyhow::Result<Vec<Manifest>> {
         }
     }
     Ok(manifests)
+}
+
+/// The lines that documents start at, from 1: after each `---`, and at the top where something stands before the first.
+fn starts(text: &str) -> Vec<usize> {
+    let mut starts = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let content = line.trim_start();
+        let marked = line == "---" || line.starts_with("--- ");
+        if marked || (starts.is_empty() && !content.is_empty() && !content.starts_with(['#', '%'])) {
+            starts.push(index + 1);
+        }
+    }
+    starts
 }
 
 fn checked(source: String, object: Value) -> anyhow::Result<Manifest> {
@@ -143,7 +158,16 @@ mod tests {
     #[test]
     fn what_is_wrong_and_where() {
         for (text, part) in [
-            ("a: [", "f, document 1: not valid YAML"),
+            ("a: [", "f, document 1 (line 1): not valid YAML"),
+            (
+                "# a\napiVersion: v1\nkind: A\nmetadata: {name: a}\n---\nb: [\nc: [",
+                "f, document 2 (line 5): not valid YAML",
+            ),
+            ("a: 1\nb: [", "at line 3"),
+            (
+                "---\napiVersion: v1\nkind: A\nmetadata: {name: a}\n---\nkind: X",
+                "f, document 2 (line 5): apiVersion not set",
+            ),
             ("kind: X\nmetadata: {name: a}", "apiVersion not set"),
             ("apiVersion: v1\nmetadata: {name: a}", "kind not set"),
             ("apiVersion: v1\nkind: X", "metadata.name not set"),

@@ -64,7 +64,7 @@ impl Resources {
     pub(crate) fn of_kind(&self, api_version: &str, kind: &str) -> anyhow::Result<&Collection> {
         match self.0.iter().find(|c| c.group_version == api_version && c.kind == kind) {
             Some(collection) => Ok(collection),
-            None => bail!("no matches for kind {kind:?} in version {api_version:?}"),
+            None => bail!("no matches for kind {kind:?} in version {api_version:?}{}", self.like(kind)),
         }
     }
 
@@ -80,7 +80,22 @@ impl Resources {
                 group.is_empty() || c.group_version.split_once('/').is_some_and(|(g, _)| g == group);
             of_group && c.names.iter().any(|n| n == short)
         });
-        found.with_context(|| format!("the server doesn't have a resource type {name:?}"))
+        found.with_context(|| {
+            let like = self.like(short);
+            format!(
+                "the server doesn't have a resource type {name:?}{like}; for instance ksvc, revisions or pods"
+            )
+        })
+    }
+
+    /// What somebody may have meant by the name of a kind.
+    fn like(&self, name: &str) -> String {
+        let name = name.to_lowercase();
+        let likeness =
+            |c: &Collection| c.names.iter().map(|known| strsim::jaro(known, &name)).fold(0.0, f64::max);
+        let all = self.0.iter().map(|c| (likeness(c), c));
+        let best = all.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
+        best.map_or_else(String::new, |(_, c)| format!(" (did you mean {} of {}?)", c.kind, c.group_version))
     }
 }
 

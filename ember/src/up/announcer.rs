@@ -1,17 +1,24 @@
 //! Tells whoever started `ember up` what there is to open in a browser.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use ember_api::serving::v1::Service;
 use ember_api::status::Conditioned;
+use ember_autoscaler::Scales;
 use ember_reconcile::cache::{Cache, Change, Key};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use super::dashboard;
+use super::screen::Screen;
+
+/// How often the table is looked at.
+const REDRAW: Duration = Duration::from_millis(300);
 
 /// What was last said of a service.
 #[derive(PartialEq, Eq, Clone)]
@@ -20,30 +27,19 @@ enum Said {
     Failed(String),
 }
 
-/// How many lines may wait to be printed.
-const WAITING: usize = 1024;
-
-/// Prints on a thread of its own: a terminal that does not take the lines must not hold up the control plane.
-fn printer() -> SyncSender<String> {
-    let (lines, waiting) = sync_channel::<String>(WAITING);
-    std::thread::spawn(move || {
-        for line in waiting {
-            // Nobody reading is no reason to stop.
-            let _ = writeln!(std::io::stdout(), "{line}");
-        }
-    });
-    lines
-}
-
 /// Prints a line for each service that becomes Ready or fails, until `shutdown`.
-pub(crate) async fn run(client: Client, gateway: SocketAddr, shutdown: CancellationToken) {
+/// On a terminal a table below them shows what `scales` says of their revisions.
+pub(crate) async fn run(
+    client: Client,
+    gateway: SocketAddr,
+    screen: Screen,
+    scales: Scales,
+    shutdown: CancellationToken,
+) {
     let services: Cache<Service> = Cache::new();
     let said: Mutex<HashMap<Key, Said>> = Mutex::default();
-    let lines = printer();
-    let say = move |line: &str| {
-        // More than can be printed is dropped: nobody is reading, then.
-        let _ = lines.try_send(line.to_owned());
-    };
+    let speaking = screen.clone();
+    let say = move |line: &str| speaking.say(line);
     services.on_change(move |change| {
         let service = change.object();
         let key = Key::of(&**service);
@@ -67,7 +63,26 @@ pub(crate) async fn run(client: Client, gateway: SocketAddr, shutdown: Cancellat
             _ => {}
         }
     });
-    services.run(Api::all(client), watcher::Config::default(), shutdown).await;
+    let watching = services.run(Api::all(client), watcher::Config::default(), shutdown.clone());
+    let showing = async {
+        if screen.is_live() {
+            shutdown.run_until_cancelled(show(&services, &scales, &screen)).await;
+        }
+    };
+    tokio::join!(watching, showing);
+}
+
+/// Keeps the table up to date.
+async fn show(services: &Cache<Service>, scales: &Scales, screen: &Screen) {
+    let mut ticks = tokio::time::interval(REDRAW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let rows = dashboard::rows(&services.all(), &scales.list());
+        let (width, height) = Screen::size();
+        // The rest is for lines; the last column is left free: some terminals go on in the next line.
+        screen.show(dashboard::lines(&rows, width.saturating_sub(1), height / 2));
+    }
 }
 
 fn state(service: &Service) -> Option<Said> {

@@ -4,18 +4,18 @@
 //! pods, on worker threads.
 
 mod announcer;
+mod dashboard;
 mod descriptors;
 mod images;
-mod network;
 mod pod_logs;
+mod screen;
 mod seed;
 mod settled;
 mod sidecar;
 
 use std::fmt::Display;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use ember_dataplane::port;
 use ember_dataplane::worker::Workers;
 use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
+use ember_telemetry::logs;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,11 +34,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::Up;
+use crate::cli::{Role, Up};
 use crate::client::apply::{apply, describe};
 use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
-use network::{ClusterNetwork, SharedNetwork};
+use crate::machine::{instances, listeners};
+use crate::network::{ClusterNetwork, SharedNetwork};
+use screen::Screen;
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Places in the instance's block that are not for pods.
@@ -59,7 +62,12 @@ pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     if !cfg!(target_os = "linux") {
         bail!("ember up runs on Linux only: it needs all of 127.0.0.0/8 and Linux's process control");
     }
-    ember_telemetry::logs::init(ember_telemetry::logs::Format::Plain, &options.log)?;
+    if options.without.contains(&Role::Ingress) && options.http.port() == 0 {
+        bail!("--http {}: a port is needed where the ingress is left out: URLs carry it", options.http);
+    }
+    let screen = Screen::open()?;
+    let log = screen.log();
+    logs::init_to(logs::Format::Plain, &options.log, move || log.clone())?;
     // Before anything is started: a typing error should cost nothing.
     let mut manifests = Vec::new();
     for file in &options.file {
@@ -70,12 +78,13 @@ pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
     let workers = Workers::start(options.workers.unwrap_or(cores))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let result = Instance::start(options, workers.clone(), files).await;
+        let result = Instance::start(options, workers.clone(), files, screen.clone()).await;
         let result = match result {
             Ok(instance) => instance.serve(&manifests).await,
             Err(error) => Err(error),
         };
         workers.shutdown().await;
+        screen.end();
         result
     })
 }
@@ -136,6 +145,10 @@ struct Instance {
     api: SocketAddr,
     kubeconfig: PathBuf,
     files: u64,
+    screen: Screen,
+    scales: ember_autoscaler::Scales,
+    without: Vec<Role>,
+    addresses: seed::Addresses,
     /// In the order in which they end.
     components: Vec<(Component, Duration)>,
     background: TaskTracker,
@@ -145,11 +158,11 @@ struct Instance {
 }
 
 impl Instance {
-    async fn start(options: &Up, workers: Workers, files: u64) -> anyhow::Result<Self> {
+    async fn start(options: &Up, workers: Workers, files: u64, screen: Screen) -> anyhow::Result<Self> {
         let data_dir = options.data_dir.clone().unwrap_or_else(crate::client::default_data_dir);
         let mut config = ember_apiserver::Config::new(&data_dir);
         config.admission = Arc::new(ember_apiserver::KnativeAdmission::new());
-        let server = ApiServer::open(config)?;
+        let server = ApiServer::open(config).map_err(|error| refused(&data_dir, error))?;
         let client = server.client();
         let claim = Block::claim().context("cannot claim addresses for pods")?;
         let block = claim.block();
@@ -159,15 +172,10 @@ impl Instance {
         let (services, endpoints) = (Cache::new(), Cache::new());
         let network: SharedNetwork =
             Arc::new(ClusterNetwork::new(CLUSTER_DOMAIN, services.clone(), endpoints.clone()));
-        let gateway = network.open(options.http).with_context(|| {
-            format!(
-                "cannot listen on {} (--http): is another program, or another ember, there?",
-                options.http
-            )
-        })?;
+        let gateway = open_gateway(options, &network)?;
         let listener = tokio::net::TcpListener::bind(options.api)
             .await
-            .with_context(|| format!("cannot listen on {} (--api)", options.api))?;
+            .map_err(|error| anyhow::anyhow!(listeners::explain(options.api, "--api", &error)))?;
         let api = listener.local_addr()?;
         let kubeconfig = options.kubeconfig.clone().unwrap_or_else(|| data_dir.join("kubeconfig"));
         server.write_kubeconfig(&kubeconfig, api)?;
@@ -195,25 +203,30 @@ impl Instance {
             api,
             kubeconfig,
             files,
+            screen,
+            scales: ember_autoscaler::Scales::default(),
+            without: options.without.clone(),
+            addresses,
             components: Vec::new(),
             background,
             last,
             _claim: claim,
         };
-        instance.start_components(block, addresses, &io, &network, &workers)?;
+        instance.start_components(block, &io, &network, &workers)?;
         Ok(instance)
     }
 
     fn start_components(
         &mut self,
         block: Block,
-        addresses: seed::Addresses,
         io: &Io,
         network: &SharedNetwork,
         workers: &Workers,
     ) -> anyhow::Result<()> {
         let client = || self.client.clone();
         let stop = CancellationToken::new;
+        let addresses = self.addresses;
+        let runs = |role: Role| !self.without.contains(&role);
 
         let ingress = ember_ingress::Config {
             listen: self.gateway,
@@ -224,13 +237,15 @@ impl Instance {
             ..ember_ingress::Config::default()
         };
         let token = stop();
-        let ingress = Component::spawn("ingress", token.clone(), {
-            let (io, client, workers) = (io.clone(), client(), workers.clone());
-            async move {
-                // A crash may have lost what is derived: a host must not be unknown until it is made again.
-                settled::routes(&client).await;
-                ember_ingress::run(ingress, io, client, workers, token).await
-            }
+        let ingress = runs(Role::Ingress).then(|| {
+            Component::spawn("ingress", token.clone(), {
+                let (io, client, workers) = (io.clone(), client(), workers.clone());
+                async move {
+                    // A crash may have lost what is derived: a host must not be unknown until it is made again.
+                    settled::routes(&client).await;
+                    ember_ingress::run(ingress, io, client, workers, token).await
+                }
+            })
         });
 
         let activator = ember_activator::Config {
@@ -250,11 +265,13 @@ impl Instance {
             ..ember_activator::Config::default()
         };
         let token = stop();
-        let activator = Component::spawn(
-            "activator",
-            token.clone(),
-            ember_activator::run(activator, io.clone(), client(), workers.clone(), token),
-        );
+        let activator = runs(Role::Activator).then(|| {
+            Component::spawn(
+                "activator",
+                token.clone(),
+                ember_activator::run(activator, io.clone(), client(), workers.clone(), token),
+            )
+        });
 
         let mut node = ember_node::Config::new(block)?;
         node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
@@ -276,14 +293,17 @@ impl Instance {
             stats_addr: SocketAddr::new(addresses.autoscaler, 8080),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
             shutdown_timeout: LAST_WORDS,
+            scales: self.scales.clone(),
             ..ember_autoscaler::Config::default()
         };
         let token = stop();
-        let autoscaler = Component::spawn(
-            "autoscaler",
-            token.clone(),
-            ember_autoscaler::run(autoscaler, io.clone(), client(), token),
-        );
+        let autoscaler = runs(Role::Autoscaler).then(|| {
+            Component::spawn(
+                "autoscaler",
+                token.clone(),
+                ember_autoscaler::run(autoscaler, io.clone(), client(), token),
+            )
+        });
 
         let controller = ember_controller::Config {
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
@@ -291,17 +311,20 @@ impl Instance {
             ..Default::default()
         };
         let token = stop();
-        let controller =
-            Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token));
+        let controller = runs(Role::Controller).then(|| {
+            Component::spawn("controller", token.clone(), ember_controller::run(controller, client(), token))
+        });
 
-        self.components = vec![
+        let components = [
             (ingress, GATEWAY_DRAIN + LAST_WORDS),
             (activator, LAST_WORDS * 2),
             // Before the node: what it takes down must not be scaled up again.
             (autoscaler, LAST_WORDS),
             (controller, LAST_WORDS),
-            (node, PODS_END + LAST_WORDS),
+            (Some(node), PODS_END + LAST_WORDS),
         ];
+        self.components =
+            components.into_iter().filter_map(|(component, patience)| Some((component?, patience))).collect();
         Ok(())
     }
 
@@ -311,10 +334,14 @@ impl Instance {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut components = std::mem::take(&mut self.components);
         let work = async {
-            self.answering().await;
-            self.announce()?;
-            self.background.spawn(announcer::run(self.client.clone(), self.gateway, self.last.clone()));
-            apply_all(&self.client, manifests).await?;
+            if !self.without.contains(&Role::Ingress) {
+                self.answering().await;
+            }
+            self.announce();
+            let (client, screen) = (self.client.clone(), self.screen.clone());
+            let scales = self.scales.clone();
+            self.background.spawn(announcer::run(client, self.gateway, screen, scales, self.last.clone()));
+            apply_all(&self.client, manifests, &self.screen).await?;
             std::future::pending().await
         };
         // A component that cannot go on ends everything, at start too: the rest would wait for it in vain.
@@ -340,15 +367,22 @@ impl Instance {
         }
     }
 
-    fn announce(&self) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "Ember {} is up; Ctrl-C ends it.", ember_telemetry::build::VERSION)?;
-        writeln!(out, "  gateway     http://{}", self.gateway)?;
-        writeln!(out, "  api         https://{}", self.api)?;
-        writeln!(out, "  kubeconfig  {}", self.kubeconfig.display())?;
-        writeln!(out, "  limits      {} open files", self.files)?;
-        out.flush()?;
-        Ok(())
+    fn announce(&self) {
+        let say = |line: String| self.screen.say(&line);
+        say(format!("Ember {} is up; Ctrl-C ends it.", ember_telemetry::build::VERSION));
+        say(format!("  gateway     http://{}", self.gateway));
+        say(format!("  api         https://{}", self.api));
+        say(format!("  kubeconfig  {}", self.kubeconfig.display()));
+        say(format!("  limits      {} open files", self.files));
+        for role in &self.without {
+            let place = match role {
+                Role::Activator => format!(", expected at {}", self.addresses.activator),
+                Role::Autoscaler => format!(", expected at {}", self.addresses.autoscaler),
+                Role::Ingress => format!(", expected at {} and {}", self.gateway, self.addresses.gateway),
+                Role::Controller => String::new(),
+            };
+            say(format!("  left out    {}{place}", format!("{role:?}").to_lowercase()));
+        }
     }
 
     /// Ends everything in order; a second signal ends the process at once.
@@ -379,6 +413,32 @@ impl Instance {
     }
 }
 
+/// Why the data folder cannot be used, and what to do about it.
+fn refused(data_dir: &Path, error: ember_apiserver::Error) -> anyhow::Error {
+    let advice = match &error {
+        ember_apiserver::Error::Store(ember_apiserver::OpenError::Locked { .. }) => {
+            let own = instances::running().into_iter().find(|i| i.kubeconfig.starts_with(data_dir));
+            let Some(own) = own else { return error.into() };
+            format!("it is process {}, which --kubeconfig {} leads to", own.pid, own.kubeconfig.display())
+        }
+        ember_apiserver::Error::Io { .. } => {
+            "name a folder that this user may write with --data-dir; `ember doctor` looks at the usual one"
+                .to_owned()
+        }
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("cannot use the data folder: {error}; {advice}")
+}
+
+/// The address of the gateway, which listens from now on; a gateway that is left out has to be told where to.
+fn open_gateway(options: &Up, network: &SharedNetwork) -> anyhow::Result<SocketAddr> {
+    let wanted = options.http;
+    if options.without.contains(&Role::Ingress) {
+        return Ok(wanted);
+    }
+    network.open(wanted).map_err(|error| anyhow::anyhow!(listeners::explain(wanted, "--http", &error)))
+}
+
 /// The index of the component that ends first, and why that is an error.
 async fn first_to_end(components: &mut [(Component, Duration)]) -> (usize, anyhow::Error) {
     let tasks = components.iter_mut().map(|(component, _)| &mut component.task);
@@ -403,20 +463,20 @@ async fn ask(server: SocketAddr) -> std::io::Result<()> {
 }
 
 /// Applies manifests in order; the first that is refused ends it.
-async fn apply_all(client: &Client, manifests: &[Manifest]) -> anyhow::Result<()> {
+async fn apply_all(client: &Client, manifests: &[Manifest], screen: &Screen) -> anyhow::Result<()> {
     if manifests.is_empty() {
         return Ok(());
     }
     let resources = Resources::discover(client).await?;
     for (index, manifest) in manifests.iter().enumerate() {
         let applied = apply(client, &resources, manifest, "default").await?;
-        writeln!(std::io::stdout(), "{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name())?;
+        screen.say(&format!("{}/{} {applied}", manifest.kind().to_lowercase(), manifest.name()));
         let again = |later: &Manifest| later.kind() == manifest.kind() && later.name() == manifest.name();
         if manifests[index + 1..].iter().any(again)
             && let Err(error) =
                 crate::client::apply::wait_ready(client, &resources, manifest, "default").await
         {
-            writeln!(std::io::stderr(), "warning: {}", describe(&error))?;
+            tracing::warn!("{}", describe(&error));
         }
     }
     Ok(())

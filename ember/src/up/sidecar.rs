@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::network::SharedNetwork;
+use crate::network::SharedNetwork;
 
 /// How long a draining sidecar waits for stragglers: routing in this process lets go of a pod within milliseconds.
 const QUIET_PERIOD: Duration = Duration::from_millis(100);

@@ -12,12 +12,15 @@ use ember_reconcile::cache::Cache;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::runtime::watcher;
+use kube::{Api, Client};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// How often an ExternalName may lead to another name.
 const MOST_ALIASES: usize = 4;
 
-/// The [`Network`] of the one-process mode.
+/// The [`Network`] of the one-process mode, and of a process beside it.
 pub(crate) struct ClusterNetwork {
     cluster_domain: String,
     services: Cache<Service>,
@@ -36,6 +39,16 @@ impl ClusterNetwork {
             opened: Mutex::default(),
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// A network that knows every Service of the API already, and follows them until `stop`.
+    pub(crate) async fn follow(client: &Client, cluster_domain: &str, stop: &CancellationToken) -> Self {
+        let (services, endpoints) = (Cache::new(), Cache::new());
+        let everything = watcher::Config::default;
+        tokio::spawn(services.run(Api::all(client.clone()), everything(), stop.clone()));
+        tokio::spawn(endpoints.run(Api::all(client.clone()), everything(), stop.clone()));
+        tokio::join!(services.synced(), endpoints.synced());
+        Self::new(cluster_domain, services, endpoints)
     }
 
     /// Opens a listener now; the component that listens on its address later gets this very socket.

@@ -1,0 +1,4 @@
+//! What this machine tells of itself: who listens where, which instances run.
+
+pub(crate) mod instances;
+pub(crate) mod listeners;
