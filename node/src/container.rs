@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Probe, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret};
 use kube::Api;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -21,7 +21,6 @@ use crate::kubelet::Node;
 use crate::logs::Run;
 use crate::pod::revision;
 use crate::pod_status::{Change, Index, Terminated};
-use crate::probe::{self, Tally, Timing};
 use crate::runtime::{Process, Stop};
 
 /// The image whose containers are programs of this host.
@@ -281,22 +280,20 @@ impl PodContext {
         tracing::debug!(target: "ember::coldstart", phase = "process_started", revision = revision());
         self.tell(index, Change::Running { id: format!("ember://{}-{id}-{pid}", self.uid()) }).await;
         let pump = tokio::spawn(pump(output, Arc::clone(&log)));
-        let unhealthy = CancellationToken::new();
-        let monitor = self.monitor(index, container, &template, &unhealthy);
+        let monitor = self.monitor(index, container, &template);
         tokio::pin!(monitor);
         let (mut monitored, mut asked, mut killed) = (true, false, false);
         let mut deadline: Option<Instant> = None;
         let exit_code = loop {
             tokio::select! {
                 code = &mut exit => break code,
-                () = &mut monitor, if monitored => monitored = false,
-                () = self.terminate.cancelled(), if !asked => {
+                grace = &mut monitor, if monitored => {
                     (asked, monitored) = (true, false);
+                    deadline = Some(Instant::now() + grace);
                     runtime.stop(id, Stop::Terminate).await;
                 }
-                () = unhealthy.cancelled(), if !asked => {
+                () = self.terminate.cancelled(), if !asked => {
                     (asked, monitored) = (true, false);
-                    deadline = Some(Instant::now() + self.grace);
                     runtime.stop(id, Stop::Terminate).await;
                 }
                 () = self.kill.cancelled(), if !killed => {
@@ -330,77 +327,6 @@ impl PodContext {
         self.tell(index, Change::Terminated(terminated)).await;
         exit_code
     }
-
-    /// Runs the container's probes and tells what follows from them.
-    async fn monitor(
-        &self,
-        index: Index,
-        container: &Container,
-        template: &Start,
-        unhealthy: &CancellationToken,
-    ) {
-        let fail = |kind: &str, error: String| {
-            tracing::warn!(pod = self.name(), container = container.name, "{kind} probe failed: {error}");
-            unhealthy.cancel();
-        };
-        if let Some(probe) = &container.startup_probe
-            && let Err(error) = self.verdict(&mut Tally::new(probe), probe, template).await
-        {
-            return fail("Startup", error);
-        }
-        self.tell(index, Change::Started).await;
-        let readiness = async {
-            let Some(probe) = &container.readiness_probe else {
-                return self.tell(index, Change::Ready(true)).await;
-            };
-            let mut tally = Tally::new(probe);
-            loop {
-                let ready = self.verdict(&mut tally, probe, template).await.is_ok();
-                self.tell(index, Change::Ready(ready)).await;
-            }
-        };
-        let liveness = async {
-            let Some(probe) = &container.liveness_probe else { return };
-            let mut tally = Tally::new(probe);
-            loop {
-                if let Err(error) = self.verdict(&mut tally, probe, template).await {
-                    return fail("Liveness", error);
-                }
-            }
-        };
-        tokio::join!(readiness, liveness);
-    }
-
-    /// Attempts a probe until an outcome is to be believed.
-    async fn verdict(&self, tally: &mut Tally, probe: &Probe, template: &Start) -> Result<(), String> {
-        loop {
-            sleep(tally.wait()).await;
-            let outcome = self.attempt(probe, template).await;
-            if tally.count(outcome.is_ok()) {
-                return outcome;
-            }
-        }
-    }
-
-    async fn attempt(&self, probe: &Probe, template: &Start) -> Result<(), String> {
-        let Some(action) = &probe.exec else { return probe::attempt(probe).await };
-        let mut words = action.command.iter().flatten().cloned();
-        let program = words.next().ok_or("exec: no command")?;
-        let program = (program != "ember").then_some(program);
-        let start = Start { program, args: words.collect(), ..template.clone() };
-        let runtime = &self.node.runtime;
-        let process = runtime.start(start).await.map_err(|e| e.to_string())?;
-        let silent = tokio::spawn(discard(process.output));
-        let code = match timeout(Timing::of(probe).timeout, process.exit).await {
-            Ok(code) => code.unwrap_or(137),
-            Err(_) => {
-                runtime.stop(process.id, Stop::Kill).await;
-                137
-            }
-        };
-        silent.abort();
-        if code == 0 { Ok(()) } else { Err(format!("command ended with exit code {code}")) }
-    }
 }
 
 async fn pump(mut output: pipe::Receiver, log: Arc<Run>) {
@@ -408,11 +334,6 @@ async fn pump(mut output: pipe::Receiver, log: Arc<Run>) {
     while let Ok(length @ 1..) = output.read(&mut buffer).await {
         log.append(&buffer[..length], Timestamp::now());
     }
-}
-
-async fn discard(mut output: pipe::Receiver) {
-    let mut buffer = [0; 4096];
-    while let Ok(1..) = output.read(&mut buffer).await {}
 }
 
 /// With any tag or digest.

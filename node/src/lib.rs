@@ -16,11 +16,13 @@ pub mod garbage;
 pub mod helper;
 mod kubelet;
 mod logs;
+mod monitor;
 mod pod;
 pub mod pod_status;
 pub mod ports;
 mod probe;
 mod process;
+pub mod resource;
 mod runtime;
 mod sidecar;
 

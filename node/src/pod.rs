@@ -110,6 +110,7 @@ impl Worker {
                 pod_ip: ip.to_string(),
                 host_ip: node.config.host_ip.to_string(),
                 node_name: node.config.node_name.clone(),
+                machine: node.machine,
             },
             pod_ip: ip,
             grace: grace.map_or(node.config.termination_grace, Duration::from_secs),
