@@ -25,6 +25,7 @@ mod process;
 pub mod resource;
 mod runtime;
 mod sidecar;
+pub mod volume;
 
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::Config;
-pub use helper::protocol::{Id, Identity, Start};
+pub use helper::protocol::{Id, Identity, Mount, Mounts, Start};
 pub use logs::{LogOptions, Logs};
 pub use process::ProcessRuntime;
 pub use runtime::{Process, Runtime, StartError, Stop};
@@ -77,6 +78,8 @@ pub async fn run_with(
     sidecar: Arc<dyn Sidecar>,
     shutdown: CancellationToken,
 ) {
+    // Left by a node that was killed.
+    volume::remove(&config.volumes).await;
     let node = Node::new(config, client.clone(), Arc::clone(&runtime), sidecar, shutdown.clone());
     let (deployments, services, endpoints) =
         (Cache::<Deployment>::new(), Cache::<Service>::new(), Cache::<Endpoints>::new());
@@ -91,7 +94,8 @@ pub async fn run_with(
     tasks.spawn(endpoints::run(Arc::clone(&node), services, endpoints));
     tasks.spawn(garbage::run(client, node.config.retry, shutdown));
     tasks.close();
-    node.run().await;
+    Arc::clone(&node).run().await;
+    volume::remove(&node.config.volumes).await;
     watches.cancel();
     tasks.wait().await;
     runtime.close().await;

@@ -22,6 +22,7 @@ use crate::kubelet::{Lease, Node};
 use crate::pod_status::{Change, Index, PodFacts, Terminated};
 use crate::ports::{self, QUEUE_PROXY};
 use crate::sidecar::SidecarSpec;
+use crate::volume::Volumes;
 
 /// How much longer than its grace period a pod may take until it is given up.
 const AFTER_KILL: Duration = Duration::from_secs(5);
@@ -67,6 +68,8 @@ pub(crate) async fn run(
     if !shutdown.is_cancelled() && updates.borrow().is_some() {
         remove(&worker.context.node, &worker.context.pod).await;
     }
+    worker.volumes.shutdown().await;
+    worker.context.volumes.remove().await;
     worker.context.node.config.logs.remove(worker.context.namespace(), worker.context.name());
 }
 
@@ -89,6 +92,8 @@ struct Worker {
     sidecars: JoinSet<()>,
     init: JoinSet<End>,
     apps: JoinSet<End>,
+    /// What keeps volumes up to date; it ends with the worker.
+    volumes: JoinSet<()>,
     /// The status that the API has, as far as it is known.
     written: Value,
     retry_at: Option<Instant>,
@@ -116,6 +121,7 @@ impl Worker {
             grace: grace.map_or(node.config.termination_grace, Duration::from_secs),
             spec,
             events: sender,
+            volumes: Volumes::new(node.config.volumes.join(pod.metadata.uid.as_deref().unwrap_or_default())),
             drain: CancellationToken::new(),
             terminate: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -132,6 +138,7 @@ impl Worker {
             sidecars: JoinSet::new(),
             init: JoinSet::new(),
             apps: JoinSet::new(),
+            volumes: JoinSet::new(),
             written,
             retry_at: None,
             retry,
@@ -142,6 +149,9 @@ impl Worker {
     async fn run(&mut self, updates: &mut watch::Receiver<Option<Arc<Pod>>>, shutdown: &CancellationToken) {
         // Processes start while the status with the address is on its way.
         self.start();
+        if self.context.spec.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
+            self.volumes.spawn(Arc::clone(&self.context).follow_volumes());
+        }
         self.write_status().await;
         let mut in_api = true;
         loop {
