@@ -1,6 +1,6 @@
 //! The node: what pods share, and a worker for each pod.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) sidecar: Arc<dyn Sidecar>,
     pub(crate) shutdown: CancellationToken,
+    /// What has been warned about.
+    pub(crate) warned: Mutex<HashSet<String>>,
     /// What stands for limits that are not declared.
     pub(crate) machine: Machine,
     leases: Arc<Leases>,
@@ -88,6 +90,7 @@ impl Node {
             runtime,
             sidecar,
             shutdown,
+            warned: Mutex::default(),
             machine: Machine::current(),
             leases,
         })

@@ -14,6 +14,7 @@ pub mod endpoints;
 pub mod env;
 pub mod garbage;
 pub mod helper;
+mod ignored;
 mod kubelet;
 mod logs;
 mod monitor;

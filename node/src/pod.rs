@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::Value;
@@ -105,7 +105,7 @@ impl Worker {
     fn new(node: Arc<Node>, pod: Arc<Pod>, lease: Lease) -> Self {
         let declared = pod.spec.clone().unwrap_or_default();
         let spec = ports::rewrite(&declared, lease.ports());
-        warn_of_ignored(&pod, &declared);
+        node.warn_of_ignored(&pod, &declared);
         let (sender, events) = mpsc::channel(64);
         let ip = IpAddr::V4(lease.ip());
         let facts = PodFacts::new(&declared, ip, node.config.host_ip, Timestamp::now());
@@ -419,48 +419,4 @@ async fn follow(
             }
         }
     }
-}
-
-/// What a pod asks for and a process cannot be given is named once, when the pod is accepted.
-fn warn_of_ignored(pod: &Pod, spec: &PodSpec) {
-    let ignored = ignored(spec);
-    if !ignored.is_empty() {
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        tracing::debug!(
-            pod = name,
-            fields = ignored.join(", "),
-            "fields that the process runtime does not honour"
-        );
-    }
-}
-
-/// The fields of a pod that the process runtime leaves aside.
-fn ignored(spec: &PodSpec) -> Vec<String> {
-    let mut fields = Vec::new();
-    let mut note = |present: bool, path: String| {
-        if present {
-            fields.push(path);
-        }
-    };
-    note(spec.runtime_class_name.is_some(), "spec.runtimeClassName".into());
-    note(spec.host_aliases.as_ref().is_some_and(|h| !h.is_empty()), "spec.hostAliases".into());
-    note(spec.dns_config.is_some(), "spec.dnsConfig".into());
-    note(spec.node_selector.as_ref().is_some_and(|n| !n.is_empty()), "spec.nodeSelector".into());
-    for (at, container) in spec.containers.iter().enumerate().filter(|(_, c)| c.name != QUEUE_PROXY) {
-        let path = |field: &str| format!("spec.containers[{at}].{field}");
-        let resources = container.resources.as_ref();
-        note(
-            resources.is_some_and(|r| r.limits.as_ref().is_some_and(|l| !l.is_empty())),
-            path("resources.limits"),
-        );
-        let context = container.security_context.as_ref();
-        note(
-            context.is_some_and(|c| c.read_only_root_filesystem == Some(true)),
-            path("securityContext.readOnlyRootFilesystem"),
-        );
-        note(context.is_some_and(|c| c.capabilities.is_some()), path("securityContext.capabilities"));
-        note(context.is_some_and(|c| c.seccomp_profile.is_some()), path("securityContext.seccompProfile"));
-        note(context.is_some_and(|c| c.privileged == Some(true)), path("securityContext.privileged"));
-    }
-    fields
 }
