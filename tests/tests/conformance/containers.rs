@@ -1,8 +1,8 @@
 //! Several containers, and what probes make of them.
 
 use ember_tests::instance::Ember;
-use ember_tests::{PATIENCE, api, eventually};
-use serde_json::{Value, json};
+use ember_tests::{PATIENCE, eventually};
+use serde_json::json;
 
 use crate::app::{container, create, enable, ready, service, status};
 
@@ -102,20 +102,18 @@ async fn test_probe_runtime() {
     }
 }
 
-/// What cannot be honoured says so where a user looks: in the conditions of the service.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_shows_in_the_service() {
+async fn what_is_refused_is_named_in_the_pods_status() {
     let ember = Ember::start().await;
     let token = json!([{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]);
     let fields = json!({"volumeMounts": [{"name": "v", "mountPath": "/token"}]});
     create(&ember, &service("refused", &fields, &json!({"volumes": token}))).await;
-    let path = "/apis/serving.knative.dev/v1/namespaces/default/services/refused";
-    let message: String = eventually("a reason", PATIENCE, || async {
-        let object: Value = api::get(&ember.client, path).await.map_err(|e| e.to_string())?;
-        let ready = api::condition(&object, "ConfigurationsReady").unwrap_or_default();
-        match ready["message"].as_str() {
-            Some(message) if ready["status"] == "False" => Ok(message.to_owned()),
-            _ => Err(object["status"].to_string()),
+    let message = eventually("a reason", PATIENCE, || async {
+        let status = status(&ember, "refused", "user-container").await?;
+        let waiting = &status["state"]["waiting"];
+        match waiting["message"].as_str() {
+            Some(message) if waiting["reason"] == "CreateContainerConfigError" => Ok(message.to_owned()),
+            _ => Err(status.to_string()),
         }
     })
     .await;
