@@ -30,6 +30,9 @@ pub struct Config {
     pub path: String,
     /// Where pods run that declare no `workingDir`. Default: where this process runs.
     pub working_dir: PathBuf,
+    /// Where volumes lie while their pods are there; this folder is removed at start and at the end. Default
+    /// `ember-pods-PID` among the system's temporary files.
+    pub volumes: PathBuf,
     /// Users for services, one each, if this process is root. `None` leaves every pod with root. Default
     /// 200000–265535, if this user namespace has them.
     pub service_uids: Option<RangeInclusive<u32>>,
@@ -64,6 +67,7 @@ impl Config {
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()
             }),
             working_dir: std::env::current_dir()?,
+            volumes: std::env::temp_dir().join(format!("ember-pods-{}", std::process::id())),
             service_uids: may_become(&service_uids).then_some(service_uids),
             back_off: BackOffConfig::default(),
             shutdown_grace: Duration::from_secs(10),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Probe, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret};
 use kube::Api;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -21,8 +21,8 @@ use crate::kubelet::Node;
 use crate::logs::Run;
 use crate::pod::revision;
 use crate::pod_status::{Change, Index, Terminated};
-use crate::probe::{self, Tally, Timing};
-use crate::runtime::{Process, Stop};
+use crate::runtime::{Process, StartError, Stop};
+use crate::volume::Volumes;
 
 /// The image whose containers are programs of this host.
 const HOST_IMAGE: &str = "dev.local/host";
@@ -38,6 +38,7 @@ pub(crate) struct PodContext {
     pub(crate) spec: PodSpec,
     pub(crate) facts: env::PodFacts,
     pub(crate) pod_ip: IpAddr,
+    pub(crate) volumes: Volumes,
     pub(crate) events: mpsc::Sender<(Index, Change)>,
     /// The sidecar drains.
     pub(crate) drain: CancellationToken,
@@ -82,6 +83,16 @@ impl PodContext {
     /// The environment of a container, its references read from the API.
     pub(crate) async fn environment(&self, container: &Container) -> Result<Vec<(String, String)>, String> {
         let (config_maps, secrets) = env::references(container);
+        let sources = self.sources(config_maps, secrets).await?;
+        env::resolve(container, &self.pod, &self.facts, &sources).map_err(|e| e.to_string())
+    }
+
+    /// The objects of these names; those that do not exist are left out.
+    pub(crate) async fn sources(
+        &self,
+        config_maps: Vec<String>,
+        secrets: Vec<String>,
+    ) -> Result<Sources, String> {
         let mut sources = Sources::default();
         let client = &self.node.client;
         for name in config_maps {
@@ -92,7 +103,7 @@ impl PodContext {
             let found = Api::<Secret>::namespaced(client.clone(), self.namespace()).get_opt(&name).await;
             sources.secrets.extend(found.map_err(|e| e.to_string())?.map(|found| (name, found)));
         }
-        env::resolve(container, &self.pod, &self.facts, &sources).map_err(|e| e.to_string())
+        Ok(sources)
     }
 
     /// Waits out a back-off and tells of it; false when the pod is being stopped meanwhile.
@@ -132,8 +143,9 @@ impl PodContext {
             if self.terminate.is_cancelled() || self.kill.is_cancelled() {
                 return End::Stopped;
             }
-            let start = match self.prepare(&container, attempts).await {
-                Ok(start) => start,
+            let began = Instant::now();
+            let exit_code = match self.attempt_run(index, &container, attempts).await {
+                Ok(exit_code) => exit_code,
                 Err(NotReady(reason, message)) => {
                     attempts += 1;
                     self.tell(index, Change::Waiting { reason, message: Some(message) }).await;
@@ -143,8 +155,6 @@ impl PodContext {
                     continue;
                 }
             };
-            let began = Instant::now();
-            let exit_code = self.run_once(index, &container, start).await;
             let again = match policy {
                 "Never" => false,
                 "OnFailure" => exit_code != 0,
@@ -157,6 +167,12 @@ impl PodContext {
                 return End::Stopped;
             }
         }
+    }
+
+    /// One run, prepared; returns the exit code, or why there was none.
+    async fn attempt_run(&self, index: Index, container: &Container, attempts: u32) -> Result<i32, NotReady> {
+        let start = self.prepare(container, attempts).await?;
+        self.run_once(index, container, start).await
     }
 
     /// What to start, or why not.
@@ -176,12 +192,6 @@ impl PodContext {
                 )
             });
         }
-        if let Some(mount) = container.volume_mounts.iter().flatten().find(|m| m.name != "knative-var-log") {
-            return Err(config_error(format!(
-                "volumeMounts: the process runtime has no file system of its own to mount {:?} at {}",
-                mount.name, mount.mount_path
-            )));
-        }
         let identity = self.identity(container).map_err(config_error)?;
         let mut env = self.environment(container).await.map_err(config_error)?;
         let expand = |text: &String| env::expand(text, |name| env::lookup(&env, name));
@@ -199,6 +209,7 @@ impl PodContext {
                 env.push((name.to_owned(), value.to_owned()));
             }
         }
+        let mounts = self.mounts(container, &env, identity).await.map_err(config_error)?;
         let declared = container.working_dir.as_deref().filter(|dir| !dir.is_empty());
         Ok(Start {
             id: 0,
@@ -208,6 +219,7 @@ impl PodContext {
             dir: declared
                 .map_or_else(|| self.node.config.working_dir.to_string_lossy().into_owned(), str::to_owned),
             dir_is_declared: declared.is_some(),
+            mounts,
             identity,
             mark,
         })
@@ -257,7 +269,7 @@ impl PodContext {
     }
 
     /// One run, from start to end; returns the exit code.
-    async fn run_once(&self, index: Index, container: &Container, start: Start) -> i32 {
+    async fn run_once(&self, index: Index, container: &Container, start: Start) -> Result<i32, NotReady> {
         let runtime = &self.node.runtime;
         let logs = &self.node.config.logs;
         let log = logs.container(self.namespace(), self.name(), &container.name).rotate(logs.capacity());
@@ -265,7 +277,8 @@ impl PodContext {
         let template = Start { args: Vec::new(), ..start.clone() };
         let Process { id, pid, output, mut exit } = match runtime.start(start).await {
             Ok(process) => process,
-            Err(error) => {
+            Err(StartError::Mounts(error)) => return Err(NotReady("CreateContainerConfigError", error)),
+            Err(StartError::Program(error)) => {
                 let terminated = Terminated {
                     exit_code: 128,
                     reason: "StartError".to_owned(),
@@ -274,29 +287,27 @@ impl PodContext {
                     finished_at: Timestamp::now(),
                 };
                 self.tell(index, Change::Terminated(terminated)).await;
-                return 128;
+                return Ok(128);
             }
         };
         let revision = || revision(&self.pod);
         tracing::debug!(target: "ember::coldstart", phase = "process_started", revision = revision());
         self.tell(index, Change::Running { id: format!("ember://{}-{id}-{pid}", self.uid()) }).await;
         let pump = tokio::spawn(pump(output, Arc::clone(&log)));
-        let unhealthy = CancellationToken::new();
-        let monitor = self.monitor(index, container, &template, &unhealthy);
+        let monitor = self.monitor(index, container, &template);
         tokio::pin!(monitor);
         let (mut monitored, mut asked, mut killed) = (true, false, false);
         let mut deadline: Option<Instant> = None;
         let exit_code = loop {
             tokio::select! {
                 code = &mut exit => break code,
-                () = &mut monitor, if monitored => monitored = false,
-                () = self.terminate.cancelled(), if !asked => {
+                grace = &mut monitor, if monitored => {
                     (asked, monitored) = (true, false);
+                    deadline = Some(Instant::now() + grace);
                     runtime.stop(id, Stop::Terminate).await;
                 }
-                () = unhealthy.cancelled(), if !asked => {
+                () = self.terminate.cancelled(), if !asked => {
                     (asked, monitored) = (true, false);
-                    deadline = Some(Instant::now() + self.grace);
                     runtime.stop(id, Stop::Terminate).await;
                 }
                 () = self.kill.cancelled(), if !killed => {
@@ -315,9 +326,10 @@ impl PodContext {
         }
         log.close();
         let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let said = self.last_words(container).await;
         let (exit_code, message) = match exit_code {
-            Ok(0) => (0, None),
-            Ok(code) => (code, fallback.then(|| log.message()).flatten()),
+            Ok(0) => (0, said),
+            Ok(code) => (code, said.or_else(|| fallback.then(|| log.message()).flatten())),
             Err(_) => (137, Some("the process helper ended".to_owned())),
         };
         let terminated = Terminated {
@@ -328,78 +340,7 @@ impl PodContext {
             finished_at: Timestamp::now(),
         };
         self.tell(index, Change::Terminated(terminated)).await;
-        exit_code
-    }
-
-    /// Runs the container's probes and tells what follows from them.
-    async fn monitor(
-        &self,
-        index: Index,
-        container: &Container,
-        template: &Start,
-        unhealthy: &CancellationToken,
-    ) {
-        let fail = |kind: &str, error: String| {
-            tracing::warn!(pod = self.name(), container = container.name, "{kind} probe failed: {error}");
-            unhealthy.cancel();
-        };
-        if let Some(probe) = &container.startup_probe
-            && let Err(error) = self.verdict(&mut Tally::new(probe), probe, template).await
-        {
-            return fail("Startup", error);
-        }
-        self.tell(index, Change::Started).await;
-        let readiness = async {
-            let Some(probe) = &container.readiness_probe else {
-                return self.tell(index, Change::Ready(true)).await;
-            };
-            let mut tally = Tally::new(probe);
-            loop {
-                let ready = self.verdict(&mut tally, probe, template).await.is_ok();
-                self.tell(index, Change::Ready(ready)).await;
-            }
-        };
-        let liveness = async {
-            let Some(probe) = &container.liveness_probe else { return };
-            let mut tally = Tally::new(probe);
-            loop {
-                if let Err(error) = self.verdict(&mut tally, probe, template).await {
-                    return fail("Liveness", error);
-                }
-            }
-        };
-        tokio::join!(readiness, liveness);
-    }
-
-    /// Attempts a probe until an outcome is to be believed.
-    async fn verdict(&self, tally: &mut Tally, probe: &Probe, template: &Start) -> Result<(), String> {
-        loop {
-            sleep(tally.wait()).await;
-            let outcome = self.attempt(probe, template).await;
-            if tally.count(outcome.is_ok()) {
-                return outcome;
-            }
-        }
-    }
-
-    async fn attempt(&self, probe: &Probe, template: &Start) -> Result<(), String> {
-        let Some(action) = &probe.exec else { return probe::attempt(probe).await };
-        let mut words = action.command.iter().flatten().cloned();
-        let program = words.next().ok_or("exec: no command")?;
-        let program = (program != "ember").then_some(program);
-        let start = Start { program, args: words.collect(), ..template.clone() };
-        let runtime = &self.node.runtime;
-        let process = runtime.start(start).await.map_err(|e| e.to_string())?;
-        let silent = tokio::spawn(discard(process.output));
-        let code = match timeout(Timing::of(probe).timeout, process.exit).await {
-            Ok(code) => code.unwrap_or(137),
-            Err(_) => {
-                runtime.stop(process.id, Stop::Kill).await;
-                137
-            }
-        };
-        silent.abort();
-        if code == 0 { Ok(()) } else { Err(format!("command ended with exit code {code}")) }
+        Ok(exit_code)
     }
 }
 
@@ -408,11 +349,6 @@ async fn pump(mut output: pipe::Receiver, log: Arc<Run>) {
     while let Ok(length @ 1..) = output.read(&mut buffer).await {
         log.append(&buffer[..length], Timestamp::now());
     }
-}
-
-async fn discard(mut output: pipe::Receiver) {
-    let mut buffer = [0; 4096];
-    while let Ok(1..) = output.read(&mut buffer).await {}
 }
 
 /// With any tag or digest.

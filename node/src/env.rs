@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 use thiserror::Error;
 
+use crate::resource::{self, Machine, ResourceError};
+
 /// Why a container's environment cannot be computed. The texts are the kubelet's.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum EnvError {
@@ -42,8 +44,18 @@ pub enum EnvError {
         /// The path.
         path: String,
     },
-    /// A source that this node does not have.
-    #[error("env {0:?}: this source is not supported by the process runtime")]
+    /// A `resourceFieldRef` that names nothing there is.
+    #[error("env {name:?}: {problem}")]
+    Resource {
+        /// The variable.
+        name: String,
+        /// What is wrong with it.
+        problem: ResourceError,
+    },
+    /// A source of a kind that Kubernetes has and this node has not, or none at all.
+    #[error(
+        "env {0:?}: valueFrom: the process runtime has configMapKeyRef, secretKeyRef, fieldRef and resourceFieldRef"
+    )]
     Source(String),
 }
 
@@ -65,6 +77,8 @@ pub struct PodFacts {
     pub host_ip: String,
     /// `spec.nodeName`.
     pub node_name: String,
+    /// What stands for limits that a container does not declare.
+    pub machine: Machine,
 }
 
 /// The names of the ConfigMaps and Secrets that the container's environment refers to.
@@ -124,7 +138,7 @@ pub fn resolve(
     }
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (_, Some(source)) => source_value(&var.name, source, pod, facts, sources)?,
+            (_, Some(source)) => source_value(&var.name, source, container, pod, facts, sources)?,
             (Some(value), None) => Some(expand(value, |name| env.get(name))),
             (None, None) => Some(String::new()),
         };
@@ -201,6 +215,7 @@ fn text(name: &str, key: &str, value: &[u8]) -> Result<String, EnvError> {
 fn source_value(
     name: &str,
     source: &EnvVarSource,
+    container: &Container,
     pod: &Pod,
     facts: &PodFacts,
     sources: &Sources,
@@ -248,10 +263,15 @@ fn source_value(
             path: reference.field_path.clone(),
         });
     }
+    if let Some(reference) = &source.resource_field_ref {
+        let value = resource::value(reference, Some(container), pod, facts.machine);
+        return value.map(Some).map_err(|problem| EnvError::Resource { name: name.to_owned(), problem });
+    }
     Err(EnvError::Source(name.to_owned()))
 }
 
-fn field(path: &str, pod: &Pod, facts: &PodFacts) -> Option<String> {
+/// What a `fieldRef` names; `None` for a path that there is not.
+pub(crate) fn field(path: &str, pod: &Pod, facts: &PodFacts) -> Option<String> {
     let meta = &pod.metadata;
     if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         let map = match map {
@@ -373,9 +393,10 @@ mod tests {
             error(json!({"name": "A", "valueFrom": {"secretKeyRef": {"name": "x", "key": "k"}}})),
             "secret \"x\" not found"
         );
-        assert!(
-            error(json!({"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}))
-                .contains("\"A\"")
+        assert_eq!(
+            error(json!({"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.gpu"}}})),
+            "env \"A\": resourceFieldRef: resource \"limits.gpu\" is not supported"
         );
+        assert!(error(json!({"name": "A", "valueFrom": {}})).contains("\"A\""));
     }
 }

@@ -1,6 +1,6 @@
 //! The node: what pods share, and a worker for each pod.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::cache::{Cache, Key};
 use crate::config::Config;
 use crate::pod;
 use crate::ports::{self, PortMap, Ports};
+use crate::resource::Machine;
 use crate::runtime::Runtime;
 use crate::sidecar::Sidecar;
 
@@ -27,6 +28,10 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) sidecar: Arc<dyn Sidecar>,
     pub(crate) shutdown: CancellationToken,
+    /// What has been warned about.
+    pub(crate) warned: Mutex<HashSet<String>>,
+    /// What stands for limits that are not declared.
+    pub(crate) machine: Machine,
     leases: Arc<Leases>,
 }
 
@@ -78,7 +83,17 @@ impl Node {
         let addresses = Addresses::new(config.block, config.reserved.iter().copied());
         let ports = Ports::new(config.app_ports.clone());
         let leases = Arc::new(Leases { pool: Mutex::new((addresses, ports)), freed: Notify::new() });
-        Arc::new(Self { config, client, pods: Cache::new(), runtime, sidecar, shutdown, leases })
+        Arc::new(Self {
+            config,
+            client,
+            pods: Cache::new(),
+            runtime,
+            sidecar,
+            shutdown,
+            warned: Mutex::default(),
+            machine: Machine::current(),
+            leases,
+        })
     }
 
     /// An address and ports for a pod; `None` if there are none.

@@ -14,15 +14,19 @@ pub mod endpoints;
 pub mod env;
 pub mod garbage;
 pub mod helper;
+mod ignored;
 mod kubelet;
 mod logs;
+mod monitor;
 mod pod;
 pub mod pod_status;
 pub mod ports;
 mod probe;
 mod process;
+pub mod resource;
 mod runtime;
 mod sidecar;
+pub mod volume;
 
 use std::sync::Arc;
 
@@ -34,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::Config;
-pub use helper::protocol::{Id, Identity, Start};
+pub use helper::protocol::{Id, Identity, Mount, Mounts, Start};
 pub use logs::{LogOptions, Logs};
 pub use process::ProcessRuntime;
 pub use runtime::{Process, Runtime, StartError, Stop};
@@ -75,6 +79,8 @@ pub async fn run_with(
     sidecar: Arc<dyn Sidecar>,
     shutdown: CancellationToken,
 ) {
+    // Left by a node that was killed.
+    volume::remove(&config.volumes).await;
     let node = Node::new(config, client.clone(), Arc::clone(&runtime), sidecar, shutdown.clone());
     let (deployments, services, endpoints) =
         (Cache::<Deployment>::new(), Cache::<Service>::new(), Cache::<Endpoints>::new());
@@ -89,7 +95,8 @@ pub async fn run_with(
     tasks.spawn(endpoints::run(Arc::clone(&node), services, endpoints));
     tasks.spawn(garbage::run(client, node.config.retry, shutdown));
     tasks.close();
-    node.run().await;
+    Arc::clone(&node).run().await;
+    volume::remove(&node.config.volumes).await;
     watches.cancel();
     tasks.wait().await;
     runtime.close().await;

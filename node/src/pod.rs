@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::Value;
@@ -22,6 +22,7 @@ use crate::kubelet::{Lease, Node};
 use crate::pod_status::{Change, Index, PodFacts, Terminated};
 use crate::ports::{self, QUEUE_PROXY};
 use crate::sidecar::SidecarSpec;
+use crate::volume::Volumes;
 
 /// How much longer than its grace period a pod may take until it is given up.
 const AFTER_KILL: Duration = Duration::from_secs(5);
@@ -67,6 +68,8 @@ pub(crate) async fn run(
     if !shutdown.is_cancelled() && updates.borrow().is_some() {
         remove(&worker.context.node, &worker.context.pod).await;
     }
+    worker.volumes.shutdown().await;
+    worker.context.volumes.remove().await;
     worker.context.node.config.logs.remove(worker.context.namespace(), worker.context.name());
 }
 
@@ -89,6 +92,8 @@ struct Worker {
     sidecars: JoinSet<()>,
     init: JoinSet<End>,
     apps: JoinSet<End>,
+    /// What keeps volumes up to date; it ends with the worker.
+    volumes: JoinSet<()>,
     /// The status that the API has, as far as it is known.
     written: Value,
     retry_at: Option<Instant>,
@@ -100,7 +105,7 @@ impl Worker {
     fn new(node: Arc<Node>, pod: Arc<Pod>, lease: Lease) -> Self {
         let declared = pod.spec.clone().unwrap_or_default();
         let spec = ports::rewrite(&declared, lease.ports());
-        warn_of_ignored(&pod, &declared);
+        node.warn_of_ignored(&pod, &declared);
         let (sender, events) = mpsc::channel(64);
         let ip = IpAddr::V4(lease.ip());
         let facts = PodFacts::new(&declared, ip, node.config.host_ip, Timestamp::now());
@@ -110,11 +115,13 @@ impl Worker {
                 pod_ip: ip.to_string(),
                 host_ip: node.config.host_ip.to_string(),
                 node_name: node.config.node_name.clone(),
+                machine: node.machine,
             },
             pod_ip: ip,
             grace: grace.map_or(node.config.termination_grace, Duration::from_secs),
             spec,
             events: sender,
+            volumes: Volumes::new(node.config.volumes.join(pod.metadata.uid.as_deref().unwrap_or_default())),
             drain: CancellationToken::new(),
             terminate: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -131,6 +138,7 @@ impl Worker {
             sidecars: JoinSet::new(),
             init: JoinSet::new(),
             apps: JoinSet::new(),
+            volumes: JoinSet::new(),
             written,
             retry_at: None,
             retry,
@@ -141,6 +149,9 @@ impl Worker {
     async fn run(&mut self, updates: &mut watch::Receiver<Option<Arc<Pod>>>, shutdown: &CancellationToken) {
         // Processes start while the status with the address is on its way.
         self.start();
+        if self.context.spec.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
+            self.volumes.spawn(Arc::clone(&self.context).follow_volumes());
+        }
         self.write_status().await;
         let mut in_api = true;
         loop {
@@ -408,48 +419,4 @@ async fn follow(
             }
         }
     }
-}
-
-/// What a pod asks for and a process cannot be given is named once, when the pod is accepted.
-fn warn_of_ignored(pod: &Pod, spec: &PodSpec) {
-    let ignored = ignored(spec);
-    if !ignored.is_empty() {
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        tracing::debug!(
-            pod = name,
-            fields = ignored.join(", "),
-            "fields that the process runtime does not honour"
-        );
-    }
-}
-
-/// The fields of a pod that the process runtime leaves aside.
-fn ignored(spec: &PodSpec) -> Vec<String> {
-    let mut fields = Vec::new();
-    let mut note = |present: bool, path: String| {
-        if present {
-            fields.push(path);
-        }
-    };
-    note(spec.runtime_class_name.is_some(), "spec.runtimeClassName".into());
-    note(spec.host_aliases.as_ref().is_some_and(|h| !h.is_empty()), "spec.hostAliases".into());
-    note(spec.dns_config.is_some(), "spec.dnsConfig".into());
-    note(spec.node_selector.as_ref().is_some_and(|n| !n.is_empty()), "spec.nodeSelector".into());
-    for (at, container) in spec.containers.iter().enumerate().filter(|(_, c)| c.name != QUEUE_PROXY) {
-        let path = |field: &str| format!("spec.containers[{at}].{field}");
-        let resources = container.resources.as_ref();
-        note(
-            resources.is_some_and(|r| r.limits.as_ref().is_some_and(|l| !l.is_empty())),
-            path("resources.limits"),
-        );
-        let context = container.security_context.as_ref();
-        note(
-            context.is_some_and(|c| c.read_only_root_filesystem == Some(true)),
-            path("securityContext.readOnlyRootFilesystem"),
-        );
-        note(context.is_some_and(|c| c.capabilities.is_some()), path("securityContext.capabilities"));
-        note(context.is_some_and(|c| c.seccomp_profile.is_some()), path("securityContext.seccompProfile"));
-        note(context.is_some_and(|c| c.privileged == Some(true)), path("securityContext.privileged"));
-    }
-    fields
 }

@@ -88,7 +88,7 @@ impl ProcessRuntime {
     }
 
     async fn try_start(&self, mut start: Start) -> Result<Process, StartError> {
-        let refuse = |e: io::Error| StartError(format!("the process helper does not answer: {e}"));
+        let refuse = |e: io::Error| StartError::Program(format!("the process helper does not answer: {e}"));
         let connection = self.connect().map_err(refuse)?;
         start.id = self.next.fetch_add(1, Ordering::Relaxed);
         let id = start.id;
@@ -100,18 +100,18 @@ impl ProcessRuntime {
         connection.processes.lock().insert(id, Waiting { started: Some(started), exit, name });
         if let Err(e) = connection.send(&Order::Start(start), Some(&write)).await {
             connection.processes.lock().remove(&id);
-            return Err(StartError(match e.raw_os_error() {
+            return Err(StartError::Program(match e.raw_os_error() {
                 Some(code) if code == nix::errno::Errno::EMSGSIZE as i32 => {
                     "argument list too long".to_owned()
                 }
-                _ => refuse(e).0,
+                _ => refuse(e).to_string(),
             }));
         }
         drop(write);
         match is_started.await {
             Ok(Ok(pid)) => Ok(Process { id, pid, output, exit: has_exited }),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(StartError("the process helper ended".to_owned())),
+            Err(_) => Err(StartError::Program("the process helper ended".to_owned())),
         }
     }
 }
@@ -196,7 +196,7 @@ impl Connection {
             }
             Report::Failed(id, error) => {
                 if let Some(started) = processes.remove(&id).and_then(|w| w.started) {
-                    let _ = started.send(Err(StartError(error)));
+                    let _ = started.send(Err(error));
                 }
             }
             Report::Exited(id, code) => {

@@ -4,6 +4,7 @@
 //! no Pod, so nothing above this seam needs to know of it.
 
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -45,6 +46,12 @@ pub struct Process {
 }
 
 /// Why a process could not be started, in the words that a container's status has for it.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct StartError(pub String);
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum StartError {
+    /// The program cannot be run.
+    #[error("{0}")]
+    Program(String),
+    /// Its volumes cannot be mounted: it is not the program's fault.
+    #[error("{0}")]
+    Mounts(String),
+}

@@ -154,6 +154,8 @@ struct Instance {
     background: TaskTracker,
     /// Ends what the components still need while they end.
     last: CancellationToken,
+    /// For the volumes of pods.
+    pods: PathBuf,
     _claim: ember_node::address::BlockClaim,
 }
 
@@ -210,6 +212,8 @@ impl Instance {
             components: Vec::new(),
             background,
             last,
+            // Containers see it from folders of their own.
+            pods: std::path::absolute(data_dir.join("pods"))?,
             _claim: claim,
         };
         instance.start_components(block, &io, &network, &workers)?;
@@ -276,6 +280,7 @@ impl Instance {
         let mut node = ember_node::Config::new(block)?;
         node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
         node.shutdown_grace = PODS_END;
+        node.volumes = self.pods.clone();
         self.server.set_pod_logs(Arc::new(pod_logs::NodeLogs(node.logs.clone())));
         let sidecar = Arc::new(sidecar::InProcess {
             io: io.clone(),

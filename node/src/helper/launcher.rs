@@ -15,8 +15,10 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid};
 
+use super::mounts;
 use super::protocol::{self, Identity, Order, Report, Start};
 use crate::env::lookup;
+use crate::runtime::StartError;
 
 /// Waits for the order on standard input and carries it out; returns only if there is none or it fails.
 pub(super) fn main() {
@@ -33,7 +35,12 @@ pub(super) fn main() {
     let warn = |text: String| {
         let _ = protocol::send(channel.as_fd(), &Report::Warning(start.id, text), &[]);
     };
-    let error = run(&start, output, warn);
+    // Not to be found any more once the program has a root of its own.
+    let own = own_path();
+    let error = match start.mounts.as_ref().map_or(Ok(()), mounts::enter) {
+        Ok(()) => StartError::Program(run(&start, &own, output, warn)),
+        Err(error) => StartError::Mounts(error),
+    };
     let _ = protocol::send(channel.as_fd(), &Report::Failed(start.id, error), &[]);
 }
 
@@ -50,7 +57,7 @@ fn rehearse() {
     };
     let text = serde_json::to_vec(&Order::Start(start)).unwrap_or_default();
     let Ok(Order::Start(start)) = serde_json::from_slice(&text) else { return };
-    let Ok(program) = resolve(&start) else { return };
+    let Ok(program) = resolve(&start, &own_path()) else { return };
     let dir = Path::new(&start.dir);
     if names_relative_path(&start) || inaccessible(&start, &program, dir, 0).is_some() {
         return;
@@ -62,14 +69,14 @@ fn rehearse() {
 }
 
 /// Becomes the program; returns why not, in the words of the container runtimes that Kubernetes uses.
-fn run(start: &Start, output: fs::File, warn: impl Fn(String)) -> String {
+fn run(start: &Start, own: &Path, output: fs::File, warn: impl Fn(String)) -> String {
     let _ = nix::unistd::setsid();
     if start.dir_is_declared
         && let Err(e) = fs::metadata(&start.dir)
     {
         return format!("chdir to cwd ({:?}) failed: {}", start.dir, reason(&e));
     }
-    let program = match resolve(start) {
+    let program = match resolve(start, own) {
         Ok(program) => program,
         Err(error) => return error,
     };
@@ -121,11 +128,14 @@ fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
     nix::unistd::setresuid(uid, uid, uid)
 }
 
+/// Where this binary lies.
+fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
+}
+
 /// Finds the program as a container runtime does.
-fn resolve(start: &Start) -> Result<PathBuf, String> {
-    let Some(name) = &start.program else {
-        return std::env::current_exe().map_err(|e| format!("exec: \"ember\": {}", reason(&e)));
-    };
+fn resolve(start: &Start, own: &Path) -> Result<PathBuf, String> {
+    let Some(name) = &start.program else { return Ok(own.to_owned()) };
     if name.contains('/') {
         let path = Path::new(&start.dir).join(name);
         return match fs::metadata(&path) {

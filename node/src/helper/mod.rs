@@ -6,6 +6,7 @@
 
 mod launcher;
 mod launcher_maker;
+mod mounts;
 mod process_tree;
 pub(crate) mod protocol;
 
@@ -24,6 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::runtime::StartError;
 use launcher_maker::LauncherMaker;
 pub use protocol::HELPER;
 use protocol::{Id, LAUNCHER, Order, Report, Start};
@@ -202,11 +204,14 @@ impl Helper {
     fn start(&mut self, start: Start, output: Option<File>) -> io::Result<()> {
         let id = start.id;
         let Some(output) = output else {
-            return self.report(&Report::Failed(id, "no descriptor for the output".to_owned()));
+            return self
+                .report(&Report::Failed(id, StartError::Program("no descriptor for the output".to_owned())));
         };
         let launcher = match self.spares.pop_front().map_or_else(launch, Ok) {
             Ok(launcher) => launcher,
-            Err(e) => return self.report(&Report::Failed(id, format!("cannot fork: {e}"))),
+            Err(e) => {
+                return self.report(&Report::Failed(id, StartError::Program(format!("cannot fork: {e}"))));
+            }
         };
         let mark = start.mark.clone();
         match protocol::send(launcher.channel.as_fd(), &Order::Start(start), &[output.as_raw_fd()]) {
@@ -216,7 +221,9 @@ impl Helper {
                 Ok(())
             }
             // The launcher ends by itself when its socket closes.
-            Err(e) => self.report(&Report::Failed(id, format!("cannot order a launcher: {e}"))),
+            Err(e) => {
+                self.report(&Report::Failed(id, StartError::Program(format!("cannot order a launcher: {e}"))))
+            }
         }
     }
 

@@ -13,6 +13,8 @@ use nix::sys::socket::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::StartError;
+
 /// `argv[1]` of the process helper.
 pub const HELPER: &str = "ember-process-helper";
 /// `argv[1]` of a launcher.
@@ -49,10 +51,32 @@ pub struct Start {
     pub dir: String,
     /// Whether the pod declares `dir`.
     pub dir_is_declared: bool,
+    /// What is mounted for the program alone.
+    pub mounts: Option<Mounts>,
     /// The identity to take on.
     pub identity: Option<Identity>,
     /// An environment entry by which processes that left the session are known, `NAME=value`.
     pub mark: String,
+}
+
+/// A file system of a program's own: this machine's, with volumes in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounts {
+    /// An empty folder, to prepare a new root in.
+    pub stage: String,
+    /// What is mounted.
+    pub points: Vec<Mount>,
+}
+
+/// A file or folder of this machine, mounted somewhere else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What is mounted.
+    pub source: String,
+    /// Where; an absolute path, which need not exist.
+    pub target: String,
+    /// Whether it can only be read there.
+    pub read_only: bool,
 }
 
 /// A user and group to run as.
@@ -74,7 +98,7 @@ pub(crate) enum Report {
     /// The program runs.
     Started(Id, i32),
     /// The program could not be run.
-    Failed(Id, String),
+    Failed(Id, StartError),
     /// The program ended, and everything it left behind was killed. Exit code, or 128 + signal.
     Exited(Id, i32),
 }

@@ -80,8 +80,8 @@ impl Sidecar for TestSidecar {
     }
 }
 
-struct Cluster {
-    client: Client,
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
     logs: Logs,
     block: Block,
     release: CancellationToken,
@@ -94,7 +94,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let released = CancellationToken::new();
         released.cancel();
         Self::start_with(released).await
@@ -110,6 +110,7 @@ impl Cluster {
         config.reserved = vec![claim.block().address(1)];
         config.back_off = BackOffConfig { initial: Duration::from_millis(100), ..BackOffConfig::default() };
         config.shutdown_grace = Duration::from_secs(1);
+        config.volumes = data.path().join("pods");
         let logs = config.logs.clone();
         let shutdown = CancellationToken::new();
         let started = watch::Sender::new(Vec::new());
@@ -120,7 +121,7 @@ impl Cluster {
         Self { client, logs, block, release, sidecars, shutdown, node, server, _claim: claim, _data: data }
     }
 
-    fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -138,7 +139,7 @@ impl Cluster {
     }
 
     /// The Deployment's pods, when `wanted` says yes.
-    async fn pods(&self, what: &str, wanted: impl Fn(&[Pod]) -> bool) -> Vec<Pod> {
+    pub(crate) async fn pods(&self, what: &str, wanted: impl Fn(&[Pod]) -> bool) -> Vec<Pod> {
         eventually(what, async || {
             let pods = self.api::<Pod>().list(&Default::default()).await.unwrap().items;
             wanted(&pods).then_some(pods)
@@ -165,14 +166,14 @@ impl Cluster {
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.node.await.unwrap().unwrap();
         self.server.close();
     }
 }
 
-fn deployment(name: &str, replicas: i32, app: Value) -> Deployment {
+pub(crate) fn deployment(name: &str, replicas: i32, app: Value) -> Deployment {
     let mut container = json!({
         "name": "user-container", "image": "dev.local/host@sha256:0000", "command": ["ember"], "args": [TEST_APP],
         "ports": [{"name": "user-port", "containerPort": 8080}],
@@ -216,7 +217,7 @@ fn service(name: &str) -> Service {
     .unwrap()
 }
 
-async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     let until = Instant::now() + Duration::from_secs(15);
     loop {
         if let Some(value) = attempt().await {
@@ -232,7 +233,7 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-fn app_status(pods: &[Pod]) -> Option<Value> {
+pub(crate) fn app_status(pods: &[Pod]) -> Option<Value> {
     let statuses = pods.first()?.status.as_ref()?.container_statuses.as_ref()?;
     let found = statuses.iter().find(|c| c.name == "user-container")?;
     Some(serde_json::to_value(found).unwrap())
@@ -355,7 +356,7 @@ pub(crate) async fn what_cannot_run_says_why() {
     let env = json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]});
     expect("env", env, "CreateContainerConfigError", "configmap \"cm\" not found").await;
     let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/data"}]});
-    expect("mounts", mounts, "CreateContainerConfigError", "volumeMounts").await;
+    expect("mounts", mounts, "CreateContainerConfigError", "there is no volume \"v\"").await;
     cluster.stop().await;
 }
 

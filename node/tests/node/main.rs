@@ -12,6 +12,7 @@
 
 mod cluster;
 mod processes;
+mod volumes;
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -45,6 +46,11 @@ const TESTS: &[Test] = tests![
     cluster::dependents_follow_their_owner_and_namespaces_empty,
     cluster::shutdown_ends_every_process,
     cluster::two_nodes_run_side_by_side,
+    volumes::lie_where_the_container_wants_them,
+    volumes::follow_their_objects,
+    volumes::are_refused_by_name,
+    volumes::init_containers_run_in_order_and_again_when_they_fail,
+    volumes::last_words_are_read_from_the_declared_file,
 ];
 
 fn main() {

@@ -1,15 +1,17 @@
 //! Liveness, startup and readiness probes of app containers, as the kubelet runs them.
 
+mod grpc;
+mod http;
+
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::Either;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
+use k8s_openapi::api::core::v1::Probe;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+/// How the kubelet of the served version calls itself.
+const USER_AGENT: &str = "kube-probe/1.34";
 
 /// How a probe is repeated, with Kubernetes' defaults filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +69,7 @@ impl Tally {
     }
 }
 
-/// One attempt of a probe over the network. HTTPS and gRPC probes are answered by whether the port accepts a
-/// connection.
+/// One attempt of a probe over the network.
 pub(crate) async fn attempt(probe: &Probe) -> Result<(), String> {
     let limit = Timing::of(probe).timeout;
     match timeout(limit, exchange(probe)).await {
@@ -79,15 +80,13 @@ pub(crate) async fn attempt(probe: &Probe) -> Result<(), String> {
 
 async fn exchange(probe: &Probe) -> Result<(), String> {
     if let Some(action) = &probe.http_get {
-        let secure = action.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https"));
-        let host = action.host.as_deref();
-        return if secure { connect(host, &action.port).await.map(drop) } else { get(action).await };
+        return http::get(action).await;
     }
     if let Some(action) = &probe.tcp_socket {
         return connect(action.host.as_deref(), &action.port).await.map(drop);
     }
     match &probe.grpc {
-        Some(action) => connect(None, &IntOrString::Int(action.port)).await.map(drop),
+        Some(action) => grpc::check(action).await,
         None => Err("no probe found".to_owned()),
     }
 }
@@ -99,44 +98,6 @@ async fn connect(host: Option<&str>, port: &IntOrString) -> Result<TcpStream, St
     };
     let host = host.filter(|h| !h.is_empty()).unwrap_or("127.0.0.1");
     TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: {e}"))
-}
-
-async fn get(action: &HTTPGetAction) -> Result<(), String> {
-    let stream = connect(action.host.as_deref(), &action.port).await?;
-    let text = |e: &dyn std::fmt::Display| e.to_string();
-    let authority = stream.peer_addr().map_err(|e| text(&e))?.to_string();
-    let path = action.path.as_deref().unwrap_or("/");
-    let mut request = http::Request::get(format!("/{}", path.trim_start_matches('/')))
-        .header(http::header::CONNECTION, "close");
-    let mut host = authority;
-    for header in action.http_headers.iter().flatten() {
-        if header.name.eq_ignore_ascii_case("host") {
-            host.clone_from(&header.value);
-        } else {
-            request = request.header(&header.name, &header.value);
-        }
-    }
-    let named = action.http_headers.iter().flatten().any(|h| h.name.eq_ignore_ascii_case("user-agent"));
-    if !named {
-        request = request.header(http::header::USER_AGENT, "kube-probe/1.34");
-    }
-    let request =
-        request.header(http::header::HOST, host).body(Empty::<Bytes>::new()).map_err(|e| text(&e))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| text(&e))?;
-    let exchange = std::pin::pin!(sender.send_request(request));
-    // The connection is driven here, so that dropping the attempt closes it. It may end before its answer is taken.
-    let response = match futures::future::select(exchange, connection).await {
-        Either::Left((response, _)) => response,
-        Either::Right((_, exchange)) => exchange.await,
-    };
-    let response = response.map_err(|e| text(&e))?;
-    let status = response.status().as_u16();
-    if (200..400).contains(&status) {
-        Ok(())
-    } else {
-        Err(format!("HTTP probe failed with statuscode: {status}"))
-    }
 }
 
 #[cfg(test)]
@@ -188,5 +149,37 @@ mod tests {
         assert_eq!(attempt(&tcp(port)).await, Ok(()));
         drop(listener);
         assert!(attempt(&tcp(port)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn https_takes_any_certificate() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(["nobody".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let config = tokio_rustls::rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut request = [0; 1024];
+                let length = stream.read(&mut request).await.unwrap();
+                assert!(String::from_utf8_lossy(&request[..length]).contains("x-probe: yes"));
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            }
+        });
+        let probe = |scheme: &str| -> Probe {
+            serde_json::from_value(json!({"timeoutSeconds": 20, "httpGet": {"port": port, "scheme": scheme,
+                "httpHeaders": [{"name": "x-probe", "value": "yes"}]}}))
+            .unwrap()
+        };
+        assert_eq!(attempt(&probe("HTTPS")).await, Ok(()));
+        assert!(attempt(&probe("HTTP")).await.is_err(), "no clear text there");
+        server.await.unwrap();
     }
 }

@@ -1,0 +1,56 @@
+# Answers with what a container sees. `READY_DELAY` and `LISTEN_DELAY` are seconds from its start. With `PORT` 0 it tells
+# its port in `PORT_FILE`, where `/forward` finds it.
+import http.server, json, os, pathlib, sys, time, urllib.parse, urllib.request
+
+began, count, failing = time.monotonic(), 0, False
+
+
+def info():
+    return {
+        "args": sys.argv[1:],
+        "env": dict(os.environ),
+        "uid": os.getuid(),
+        "euid": os.geteuid(),
+        "cwd": os.getcwd(),
+        "eof": sys.stdin.read() == "",
+    }
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count, failing
+        url = urllib.parse.urlsplit(self.path)
+        status, text = 200, ""
+        try:
+            if url.path == "/healthz":
+                count += 1
+                if failing or time.monotonic() - began < float(os.environ.get("READY_DELAY", "0")):
+                    status = 500
+            elif url.path == "/start-failing":
+                failing = True
+            elif url.path == "/count":
+                text = str(count)
+            elif url.path == "/info":
+                text = json.dumps(info())
+            elif url.path == "/forward":
+                port = pathlib.Path(os.environ["PORT_FILE"]).read_text()
+                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/name").read().decode()
+            elif url.path == "/name":
+                text = os.environ.get("NAME", "")
+            else:
+                text = pathlib.Path(url.path).read_text()
+        except Exception as error:
+            status, text = 404, str(error)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+time.sleep(float(os.environ.get("LISTEN_DELAY", "0")))
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+if os.environ["PORT"] == "0":
+    pathlib.Path(os.environ["PORT_FILE"]).write_text(str(server.server_address[1]))
+server.serve_forever()

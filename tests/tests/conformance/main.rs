@@ -1,0 +1,9 @@
+//! Knative's conformance tests of what a container gets, at `ember up`. They are named as upstream's; those that need
+//! images of their own run a small program in Python instead.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic to fail")]
+
+mod app;
+mod containers;
+mod runtime;
+mod volumes;
