@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 use crate::protocol::INLINE_HEADERS;
 
 use super::stream::ServerStream;
-use super::{Conn, HEAD, Handler, IDLE, Options, answer};
+use super::{BUSY, Conn, HEAD, Handler, IDLE, Options, answer};
 
 /// Serves a connection to its end.
 pub(super) async fn serve<H: Handler>(
@@ -53,6 +53,8 @@ async fn requests<H: Handler>(
 ) -> Option<ServerStream> {
     let service = service_fn(|request: Request<Incoming>| {
         let (conn, handler) = (Arc::clone(conn), Arc::clone(handler));
+        // At once: hyper looks whether the client is still there before it polls what is returned here.
+        conn.phase.store(BUSY, Ordering::Relaxed);
         async move { Ok::<_, std::convert::Infallible>(answer(request, &conn, &*handler).await) }
     });
     let mut builder = http1::Builder::new();

@@ -70,8 +70,8 @@ impl AsyncRead for ServerStream {
         let phase = this.conn.phase.load(Ordering::Relaxed);
         let ended =
             matches!(polled, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
-        if ended && phase == BUSY && !this.conn.unread.load(Ordering::Relaxed) {
-            // The request is whole. Its client may be gone, or have no more to say.
+        if ended && phase == BUSY {
+            // The client may be gone, or have no more to say; the rest of its request may still wait in a buffer.
             let timeout = this.half_closed_timeout;
             let patience = this.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
             return patience.as_mut().poll(cx).map(Ok);
