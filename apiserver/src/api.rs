@@ -23,7 +23,7 @@ use crate::openapi::OpenApi;
 use crate::request::{self, Format, Query, Target};
 use crate::resource::{CONFIG_MAPS, Resource};
 use crate::selector::Selector;
-use crate::status::ApiError;
+use crate::status::{ApiError, Cause};
 use crate::store::Store;
 use crate::table::{self, Include};
 use crate::verbs::Call;
@@ -34,6 +34,8 @@ use crate::{discovery, strategy, verbs};
 const BODY_LIMIT: usize = 3 << 20;
 /// A client on a socket has this long to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest name of a field manager, in bytes.
+const MANAGER_LIMIT: usize = 128;
 /// Where Knative's configuration lives.
 const SYSTEM_NAMESPACE: &str = "knative-serving";
 
@@ -170,6 +172,8 @@ impl Api {
             caller,
             dry_run: dry_run(&query.all("dryRun"))?,
             validation: field_validation(&query, caller)?,
+            field_manager: field_manager(&query, &parts.method)?,
+            force: query.get("force").map(|_| query.flag("force")),
         };
         let include = include(&query)?;
         let one = |status, object: &Arc<Object>| Ok(self.one(status, &target, object, format, include));
@@ -204,16 +208,17 @@ impl Api {
             }
             (&Method::PUT | &Method::PATCH, true, subresource @ (None | Some("status" | "finalize"))) => {
                 served(target.resource(), subresource)?;
-                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
-                one(StatusCode::OK, &object)
+                let modified = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                let status = if modified.created { StatusCode::CREATED } else { StatusCode::OK };
+                one(status, &modified.object)
             }
             (&Method::GET, true, Some("scale")) if target.resource().scale => {
                 let scale = strategy::scale_of(verbs::get(self, &target)?.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::PUT | &Method::PATCH, true, Some("scale")) if target.resource().scale => {
-                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
-                let scale = strategy::scale_of(object.value());
+                let modified = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                let scale = strategy::scale_of(modified.object.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::GET, true, Some("log")) if target.resource().is("", "pods") => {
@@ -562,6 +567,28 @@ fn dry_run(values: &[&str]) -> Result<bool, ApiError> {
         }
         None => Ok(!values.is_empty()),
     }
+}
+
+/// Who the caller says it is.
+fn field_manager<'q>(query: &'q Query, method: &Method) -> Result<Option<&'q str>, ApiError> {
+    let Some(name) = query.get("fieldManager") else { return Ok(None) };
+    let cause = if name.len() > MANAGER_LIMIT {
+        Cause {
+            reason: "FieldValueTooLong",
+            field: "fieldManager".into(),
+            message: format!("Too long: may not be more than {MANAGER_LIMIT} bytes"),
+        }
+    } else if name.chars().any(char::is_control) {
+        Cause::invalid("fieldManager", &name.into(), "should only contain printable characters")
+    } else {
+        return Ok(Some(name));
+    };
+    let kind = match *method {
+        Method::POST => "CreateOptions",
+        Method::PUT => "UpdateOptions",
+        _ => "PatchOptions",
+    };
+    Err(ApiError::invalid_options(kind, &[cause]))
 }
 
 fn field_validation(query: &Query, caller: &Caller) -> Result<FieldValidation, ApiError> {

@@ -18,6 +18,6 @@ mod types;
 
 pub(crate) use apply::{Scope, Write, apply, update};
 pub(crate) use conflict::{causes, message};
-pub(crate) use entry::{Managed, Operation};
+pub(crate) use entry::Managed;
 pub(crate) use kubectl::{KUBECTL, apply_as_kubectl};
 pub(crate) use types::Type;
