@@ -1,22 +1,14 @@
 //! Lists, pages, selectors and watches.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use ember_apiserver::{ApiServer, Config};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
-    WatchEvent, WatchParams,
+    DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
 };
-use kube::{Api, Client, Error, ResourceExt};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use tempfile::TempDir;
-
+use kube::{Api, ResourceExt};
+use serde_json::json;
 
 use crate::harness::*;
 
