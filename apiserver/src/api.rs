@@ -189,7 +189,8 @@ impl Api {
             (&Method::DELETE, false, None) => {
                 let options = verbs::delete_options(&call, &query)?;
                 let selector = selector(&query, &target)?;
-                let gone = verbs::delete_collection(self, &call, &selector, &options).await?;
+                let limit = query.number::<usize>("limit")?.filter(|limit| *limit > 0);
+                let gone = verbs::delete_collection(self, &call, &selector, limit, &options).await?;
                 Ok(self.many(&target, &gone, &json!({}), format, include))
             }
             (&Method::GET, true, None | Some("status")) => {
@@ -308,7 +309,17 @@ impl Api {
         let selector = selector(query, target)?;
         let asked: Option<u64> = version_parameter(query)?;
         let page = query.get("continue").map(Page::parse).transpose()?;
-        let snapshot = self.store.list(target.resource, target.namespace.as_deref());
+        let namespace = target.namespace.as_deref();
+        let snapshot = match &page {
+            // All pages are of the version of the first.
+            Some(page) => self.store.list_at(target.resource, namespace, page.version).map_err(|_| {
+                ApiError::expired(
+                    "The provided continue parameter is too old to display a consistent list result. You can start a \
+                     new list without the continue parameter.",
+                )
+            })?,
+            None => self.store.list(target.resource, namespace),
+        };
         if let Some(asked) = asked.filter(|_| page.is_none()) {
             if asked > self.store.last_version() {
                 return Err(ApiError::version_from_the_future(asked, self.store.last_version()));
@@ -317,16 +328,7 @@ impl Api {
                 return Err(ApiError::expired("the provided resource version is no longer available"));
             }
         }
-        let version = match &page {
-            // Pages are of one version, from which a watch replays what changed between them.
-            Some(page) => {
-                if self.store.watch(target.resource, page.version).is_err() {
-                    return Err(ApiError::expired("The provided continue parameter is too old"));
-                }
-                page.version
-            }
-            None => snapshot.version,
-        };
+        let version = snapshot.version;
         let key = |o: &Object| {
             (object::text(o.value(), "namespace").to_owned(), object::text(o.value(), "name").to_owned())
         };

@@ -95,11 +95,12 @@ async fn remove(api: &Api, index: usize, key: &Key, options: &DeleteOptions) -> 
     Err(ApiError::modified(resource, &key.1))
 }
 
-/// DELETE of everything that is selected; returns what was.
+/// DELETE of everything that is selected, or of the first `limit` of it; returns what was.
 pub(crate) async fn delete_collection(
     api: &Api,
     call: &Call<'_>,
     selector: &Selector,
+    limit: Option<usize>,
     options: &DeleteOptions,
 ) -> Result<Vec<Arc<Object>>, ApiError> {
     let target = call.target;
@@ -107,8 +108,11 @@ pub(crate) async fn delete_collection(
         return Err(ApiError::method_not_allowed());
     }
     let objects = api.store.list(target.resource, target.namespace.as_deref()).objects;
-    let selected: Vec<_> =
-        objects.into_iter().filter(|o| selector.is_empty() || selector.matches(o.value())).collect();
+    let selected: Vec<_> = objects
+        .into_iter()
+        .filter(|o| selector.is_empty() || selector.matches(o.value()))
+        .take(limit.unwrap_or(usize::MAX))
+        .collect();
     // Together, so that the deletions share commits.
     let removals = selected.iter().map(|object| {
         let value = object.value();

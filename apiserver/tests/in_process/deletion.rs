@@ -73,3 +73,49 @@ async fn namespaces_wait_to_be_finalized() {
     api.replace_subresource("finalize", "n", &PostParams::default(), &freed).await.unwrap();
     assert_eq!(code(api.get("n").await), 404);
 }
+
+#[tokio::test]
+async fn collections_are_deleted_in_part_and_for_show() {
+    let h = harness();
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    for name in ["a", "b", "c"] {
+        api.create(&PostParams::default(), &config_map(name, &[])).await.unwrap();
+    }
+    let names = || async {
+        api.list(&ListParams::default()).await.unwrap().iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+    };
+    let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    api.delete_collection(&dry, &ListParams::default()).await.unwrap();
+    api.delete("a", &dry).await.unwrap();
+    assert_eq!(names().await, ["a", "b", "c"]);
+    // The client's own call knows no limit.
+    let request =
+        http::Request::delete("/api/v1/namespaces/default/configmaps?limit=2").body(Vec::new()).unwrap();
+    h.client.request::<serde_json::Value>(request).await.unwrap();
+    assert_eq!(names().await, ["c"]);
+}
+
+#[tokio::test]
+async fn owners_wait_for_or_let_go_of_what_they_own() {
+    let h = harness();
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    for (name, params, finalizer) in [
+        ("f", DeleteParams::foreground(), Some("foregroundDeletion")),
+        ("o", DeleteParams::orphan(), Some("orphan")),
+        ("b", DeleteParams::background(), None),
+    ] {
+        let made = api.create(&PostParams::default(), &config_map(name, &[])).await.unwrap();
+        let stale = params
+            .clone()
+            .preconditions(kube::api::Preconditions { uid: made.uid(), resource_version: Some("1".into()) });
+        assert_eq!(code(api.delete(name, &stale).await), 409);
+        let exact = params.preconditions(kube::api::Preconditions {
+            uid: made.uid(),
+            resource_version: made.resource_version(),
+        });
+        let marked = api.delete(name, &exact).await.unwrap().left();
+        let held = marked.and_then(|m| m.metadata.finalizers);
+        assert_eq!(held, finalizer.map(|f| vec![f.to_owned()]), "{name}");
+    }
+    assert_eq!(code(api.get("b").await), 404);
+}

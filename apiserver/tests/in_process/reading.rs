@@ -1,5 +1,6 @@
 //! Lists, pages, selectors and watches.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -171,4 +172,28 @@ async fn mixed_writes_are_told_once_and_in_order() {
         told.push(object.resource_version().unwrap().parse::<u64>().unwrap());
     }
     assert_eq!(told, written);
+}
+
+#[tokio::test]
+async fn pages_are_of_one_version_or_gone() {
+    let h = harness_with(|c| c.watch_history = 8);
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    for index in 0..4 {
+        api.create(&PostParams::default(), &config_map(&format!("m{index}"), &[])).await.unwrap();
+    }
+    let first = api.list(&ListParams::default().limit(1)).await.unwrap();
+    assert_eq!(first.metadata.remaining_item_count, Some(3));
+    api.delete("m1", &kube::api::DeleteParams::default()).await.unwrap();
+    api.create(&PostParams::default(), &config_map("m9", &[])).await.unwrap();
+    let patch = json!({ "data": { "x": "y" } });
+    api.patch("m2", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    let params = ListParams { continue_token: first.metadata.continue_, ..ListParams::default() };
+    let rest = api.list(&params).await.unwrap();
+    assert_eq!(rest.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["m1", "m2", "m3"]);
+    assert_eq!(rest.metadata.resource_version, first.metadata.resource_version);
+    assert!(rest.items[1].data.iter().all(BTreeMap::is_empty));
+    for index in 0..9 {
+        api.create(&PostParams::default(), &config_map(&format!("n{index}"), &[])).await.unwrap();
+    }
+    assert_eq!(code(api.list(&params).await), 410);
 }
