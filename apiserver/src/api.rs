@@ -1,33 +1,34 @@
 //! Requests in, answers out: routing, and the forms of answers. What the verbs do is in [`crate::verbs`].
 
+mod answer;
+mod list;
+mod parameters;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use answer::{json_answer, warning_text};
+use parameters::{dry_run, field_manager, field_validation, include, selector};
+
 use crate::admission::Admission;
 use crate::body::Body;
-use crate::decode::FieldValidation;
 use crate::kinds::Kinds;
 use crate::logs::{LogError, LogOptions, PodLogs};
-use crate::object::{self, Object};
+use crate::object::Object;
 use crate::openapi::OpenApi;
-use crate::request::{self, Format, Query, Target};
+use crate::request::{self, Query, Target};
 use crate::resource::{CONFIG_MAPS, Resource};
-use crate::selector::Selector;
 use crate::status::ApiError;
 use crate::store::Store;
-use crate::table::{self, Include};
 use crate::verbs::Call;
-use crate::watch::Watch;
 use crate::{discovery, strategy, verbs};
 
 /// Largest request body, as on a cluster.
@@ -36,6 +37,8 @@ const BODY_LIMIT: usize = 3 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where Knative's configuration lives.
 const SYSTEM_NAMESPACE: &str = "knative-serving";
+
+pub(crate) use answer::failure;
 
 /// The server without its sockets.
 pub(crate) struct Api {
@@ -170,6 +173,8 @@ impl Api {
             caller,
             dry_run: dry_run(&query.all("dryRun"))?,
             validation: field_validation(&query, caller)?,
+            field_manager: field_manager(&query, &parts.method)?,
+            force: query.get("force").map(|_| query.flag("force")),
         };
         let include = include(&query)?;
         let one = |status, object: &Arc<Object>| Ok(self.one(status, &target, object, format, include));
@@ -185,7 +190,8 @@ impl Api {
             (&Method::DELETE, false, None) => {
                 let options = verbs::delete_options(&call, &query)?;
                 let selector = selector(&query, &target)?;
-                let gone = verbs::delete_collection(self, &call, &selector, &options).await?;
+                let limit = query.number::<usize>("limit")?.filter(|limit| *limit > 0);
+                let gone = verbs::delete_collection(self, &call, &selector, limit, &options).await?;
                 Ok(self.many(&target, &gone, &json!({}), format, include))
             }
             (&Method::GET, true, None | Some("status")) => {
@@ -204,16 +210,17 @@ impl Api {
             }
             (&Method::PUT | &Method::PATCH, true, subresource @ (None | Some("status" | "finalize"))) => {
                 served(target.resource(), subresource)?;
-                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
-                one(StatusCode::OK, &object)
+                let modified = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                let status = if modified.created { StatusCode::CREATED } else { StatusCode::OK };
+                one(status, &modified.object)
             }
             (&Method::GET, true, Some("scale")) if target.resource().scale => {
                 let scale = strategy::scale_of(verbs::get(self, &target)?.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::PUT | &Method::PATCH, true, Some("scale")) if target.resource().scale => {
-                let object = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
-                let scale = strategy::scale_of(object.value());
+                let modified = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
+                let scale = strategy::scale_of(modified.object.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::GET, true, Some("log")) if target.resource().is("", "pods") => {
@@ -225,176 +232,6 @@ impl Api {
             }
             _ => Err(ApiError::method_not_allowed()),
         }
-    }
-
-    fn one(
-        &self,
-        status: StatusCode,
-        target: &Target,
-        object: &Arc<Object>,
-        format: Format,
-        include: Include,
-    ) -> Response<Body> {
-        let body = match format {
-            Format::Json => object.json().clone(),
-            Format::Partial => table::partial_json(object.value()),
-            Format::Table => {
-                let metadata = json!({ "resourceVersion": object.version().to_string() });
-                let rows = std::iter::once(object.value());
-                Bytes::from(self.table(target.resource, rows, include, &metadata).to_string())
-            }
-        };
-        json_answer(status, body)
-    }
-
-    fn table<'a>(
-        &self,
-        resource: usize,
-        objects: impl Iterator<Item = &'a Value>,
-        include: Include,
-        metadata: &Value,
-    ) -> Value {
-        table::render(self.kinds.columns(resource), objects, include, metadata, jiff::Timestamp::now())
-    }
-
-    fn many(
-        &self,
-        target: &Target,
-        objects: &[Arc<Object>],
-        metadata: &Value,
-        format: Format,
-        include: Include,
-    ) -> Response<Body> {
-        let resource = target.resource();
-        let body = match format {
-            Format::Json => {
-                let size: usize = objects.iter().map(|o| o.json().len() + 1).sum();
-                let mut out = BytesMut::with_capacity(size + 200);
-                let head = format!(
-                    "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                    resource.kind,
-                    resource.api_version()
-                );
-                out.extend_from_slice(head.as_bytes());
-                for (index, object) in objects.iter().enumerate() {
-                    if index > 0 {
-                        out.extend_from_slice(b",");
-                    }
-                    out.extend_from_slice(object.json());
-                }
-                out.extend_from_slice(b"]}");
-                out.freeze()
-            }
-            Format::Partial => {
-                let items: Vec<Value> = objects.iter().map(|o| table::partial(o.value())).collect();
-                let list = json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                                   "metadata": metadata, "items": items });
-                Bytes::from(list.to_string())
-            }
-            Format::Table => {
-                let rows = objects.iter().map(|o| o.value());
-                Bytes::from(self.table(target.resource, rows, include, metadata).to_string())
-            }
-        };
-        json_answer(StatusCode::OK, body)
-    }
-
-    fn list(&self, query: &Query, target: &Target, format: Format, include: Include) -> Answer {
-        let selector = selector(query, target)?;
-        let asked: Option<u64> = version_parameter(query)?;
-        let page = query.get("continue").map(Page::parse).transpose()?;
-        let snapshot = self.store.list(target.resource, target.namespace.as_deref());
-        if let Some(asked) = asked.filter(|_| page.is_none()) {
-            if asked > self.store.last_version() {
-                return Err(ApiError::version_from_the_future(asked, self.store.last_version()));
-            }
-            if query.get("resourceVersionMatch") == Some("Exact") && asked != snapshot.version {
-                return Err(ApiError::expired("the provided resource version is no longer available"));
-            }
-        }
-        let version = match &page {
-            // Pages are of one version, from which a watch replays what changed between them.
-            Some(page) => {
-                if self.store.watch(target.resource, page.version).is_err() {
-                    return Err(ApiError::expired("The provided continue parameter is too old"));
-                }
-                page.version
-            }
-            None => snapshot.version,
-        };
-        let key = |o: &Object| {
-            (object::text(o.value(), "namespace").to_owned(), object::text(o.value(), "name").to_owned())
-        };
-        let mut objects: Vec<Arc<Object>> = snapshot
-            .objects
-            .into_iter()
-            .filter(|o| page.as_ref().is_none_or(|p| key(o) > p.after))
-            .filter(|o| selector.is_empty() || selector.matches(o.value()))
-            .collect();
-        let mut metadata = json!({ "resourceVersion": version.to_string() });
-        let limit = query.number::<usize>("limit")?.filter(|limit| *limit > 0);
-        if let Some(limit) = limit.filter(|limit| objects.len() > *limit) {
-            let left = objects.len() - limit;
-            objects.truncate(limit);
-            if let Some(last) = objects.last() {
-                metadata["continue"] = Page { version, after: key(last) }.token().into();
-            }
-            if selector.is_empty() {
-                metadata["remainingItemCount"] = left.into();
-            }
-        }
-        Ok(self.many(target, &objects, &metadata, format, include))
-    }
-
-    fn watch(
-        self: &Arc<Self>,
-        query: &Query,
-        target: &Target,
-        caller: &Caller,
-        format: Format,
-        include: Include,
-    ) -> Answer {
-        let mut selector = selector(query, target)?;
-        if let Some(name) = &target.name {
-            selector = selector.and_name(name);
-        }
-        let asked = version_parameter(query)?;
-        let initial_events = query.flag("sendInitialEvents");
-        if let Some(asked) = asked
-            && asked > self.store.last_version()
-        {
-            return Err(ApiError::version_from_the_future(asked, self.store.last_version()));
-        }
-        let (after, initial) = match asked {
-            Some(after) if after > 0 && !initial_events => (after, Vec::new()),
-            _ => {
-                let snapshot = self.store.list(target.resource, target.namespace.as_deref());
-                let mut objects = snapshot.objects;
-                let wanted = query.get("sendInitialEvents").is_none() || initial_events;
-                objects.retain(|o| wanted && (selector.is_empty() || selector.matches(o.value())));
-                (snapshot.version, objects)
-            }
-        };
-        let stream = match self.store.watch(target.resource, after) {
-            // As on a cluster the watch starts and its first event says that the version is gone.
-            Err(too_old) => Watch::gone(&ApiError::too_old(after, too_old.oldest)),
-            Ok(cursor) => Watch {
-                api: self.clone(),
-                resource: target.resource,
-                namespace: target.namespace.clone(),
-                selector,
-                format,
-                include,
-                bookmarks: query.flag("allowWatchBookmarks"),
-                mark_initial: initial_events,
-                timeout: query.number::<u64>("timeoutSeconds")?.filter(|t| *t > 0).map(Duration::from_secs),
-                stop: caller.stop.clone(),
-            }
-            .start(cursor, initial),
-        };
-        let mut response = Response::new(Body::Stream(stream));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(response)
     }
 
     async fn pod_log(&self, query: &Query, target: &Target, caller: &Caller) -> Answer {
@@ -507,103 +344,5 @@ where
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large(BODY_LIMIT)),
         Err(e) => Err(ApiError::bad_request(format!("the request's body could not be read: {e}"))),
-    }
-}
-
-fn json_answer(status: StatusCode, body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// The answer that tells a failure.
-pub(crate) fn failure(error: &ApiError) -> Response<Body> {
-    json_answer(error.code(), Bytes::from(error.to_status().to_string()))
-}
-
-/// RFC 7234's warn-text: quoted, on one line.
-fn warning_text(warning: &str) -> String {
-    let mut text = String::with_capacity(warning.len() + 10);
-    text.push_str("299 - \"");
-    for c in warning.chars() {
-        match c {
-            '"' | '\\' => {
-                text.push('\\');
-                text.push(c);
-            }
-            c if c.is_control() => text.push(' '),
-            c => text.push(c),
-        }
-    }
-    text.push('"');
-    text
-}
-
-fn selector(query: &Query, target: &Target) -> Result<Selector, ApiError> {
-    Selector::parse(target.resource(), query.get("labelSelector"), query.get("fieldSelector"))
-        .map_err(ApiError::bad_request)
-}
-
-fn version_parameter(query: &Query) -> Result<Option<u64>, ApiError> {
-    query
-        .get("resourceVersion")
-        .map(|text| {
-            text.parse().map_err(|_| ApiError::bad_request(format!("invalid resource version {text:?}")))
-        })
-        .transpose()
-}
-
-fn dry_run(values: &[&str]) -> Result<bool, ApiError> {
-    match values.iter().find(|v| **v != "All") {
-        Some(other) => {
-            let text = format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"");
-            Err(ApiError::bad_request(text))
-        }
-        None => Ok(!values.is_empty()),
-    }
-}
-
-fn field_validation(query: &Query, caller: &Caller) -> Result<FieldValidation, ApiError> {
-    match query.get("fieldValidation") {
-        Some("Strict") => Ok(FieldValidation::Strict),
-        Some("Warn") => Ok(FieldValidation::Warn),
-        Some("Ignore") => Ok(FieldValidation::Ignore),
-        None if caller.local => Ok(FieldValidation::Ignore),
-        None => Ok(FieldValidation::Warn),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-        ))),
-    }
-}
-
-fn include(query: &Query) -> Result<Include, ApiError> {
-    match query.get("includeObject") {
-        None | Some("Metadata") => Ok(Include::Metadata),
-        Some("Object") => Ok(Include::Object),
-        Some("None") => Ok(Include::None),
-        Some(other) => Err(ApiError::bad_request(format!("unrecognized includeObject value: {other:?}"))),
-    }
-}
-
-/// Where the next page of a list begins.
-struct Page {
-    version: u64,
-    after: object::Key,
-}
-
-impl Page {
-    fn parse(token: &str) -> Result<Self, ApiError> {
-        let read = || -> Option<Self> {
-            let value: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-            let text = |field: &str| value[field].as_str().map(str::to_owned);
-            Some(Self { version: value["rv"].as_u64()?, after: (text("namespace")?, text("name")?) })
-        };
-        read().ok_or_else(|| ApiError::bad_request("continue key is not valid"))
-    }
-
-    fn token(&self) -> String {
-        let value = json!({ "rv": self.version, "namespace": self.after.0, "name": self.after.1 });
-        URL_SAFE_NO_PAD.encode(value.to_string())
     }
 }

@@ -3,22 +3,25 @@
 //! Declared intent waits here for its commit; everything else that is kept is only marked dirty and follows
 //! within [`Options::flush_interval`]. Nobody but the writer thread touches the disk.
 
+mod file;
+mod writer;
+
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use sha2::{Digest, Sha256};
+use redb::{Database, TableDefinition};
 use tokio::sync::oneshot;
 
+use file::{create_if_absent, recover};
+use writer::Writer;
+
 use crate::object::{Key, Object};
-use crate::resource::{Durability, RESOURCES};
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -28,8 +31,6 @@ const FORMAT: &str = "format";
 const FORMAT_VERSION: u64 = 1;
 /// Bytes of the digest in front of every record.
 const DIGEST: usize = 8;
-/// After a failed commit the next attempt for what is logged behind waits this long.
-const RETRY: Duration = Duration::from_secs(1);
 /// Everything is held in memory by the store already.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -244,289 +245,8 @@ pub(crate) struct Opened {
     database: Database,
 }
 
-/// A new store appears under its name only when it is complete, so that an empty or half-written file is
-/// known to be damage and not a first start.
-fn create_if_absent(path: &Path) -> Result<(), OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    if path.try_exists().map_err(io)? {
-        return Ok(());
-    }
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let made = (|| -> Result<(), redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&fresh)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(META)?.insert(FORMAT, FORMAT_VERSION)?;
-        transaction.open_table(OBJECTS)?;
-        transaction.commit()?;
-        Ok(())
-    })();
-    made.map_err(|e| io(std::io::Error::other(e)))?;
-    set_private(&fresh).map_err(io)?;
-    fs::rename(&fresh, path).map_err(io)?;
-    if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(io)?;
-    }
-    Ok(())
-}
-
 /// Owner only.
 pub(crate) fn set_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-}
-
-fn recover(path: &Path, options: &Options) -> Result<(Opened, Recovered), OpenError> {
-    let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-    let broken = |e: &dyn std::fmt::Display| damaged(e.to_string());
-    let length = fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
-    if length == 0 {
-        return Err(damaged("the file is empty".into()));
-    }
-    let mut database = match Database::builder().set_cache_size(CACHE_BYTES).open(path) {
-        Ok(database) => database,
-        Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-            return Err(OpenError::Locked { path: path.parent().unwrap_or(path).to_owned() });
-        }
-        Err(redb::DatabaseError::Storage(redb::StorageError::Io(source)))
-            if !matches!(
-                source.kind(),
-                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            return Err(OpenError::Io { path: path.to_owned(), source });
-        }
-        Err(e) => return Err(broken(&e)),
-    };
-    database.check_integrity().map_err(|e| broken(&e))?;
-
-    let (objects, used) = (|| -> Result<_, redb::Error> {
-        let transaction = database.begin_read()?;
-        let meta = transaction.open_table(META)?;
-        let format = meta.get(FORMAT)?.map(|v| v.value());
-        let used = meta.get(RESERVED)?.map_or(0, |v| v.value());
-        let mut objects = Vec::new();
-        for entry in transaction.open_table(OBJECTS)?.iter()? {
-            let (key, record) = entry?;
-            objects.push((key.value().to_owned(), Bytes::copy_from_slice(record.value())));
-        }
-        Ok(((objects, format), used))
-    })()
-    .map_err(|e| broken(&e))?;
-    let (records, format) = objects;
-    match format {
-        Some(FORMAT_VERSION) => {}
-        Some(found) => return Err(OpenError::Format { path: path.to_owned(), found }),
-        None => return Err(damaged("it has no format number".into())),
-    }
-
-    let mut objects = Vec::with_capacity(records.len());
-    for (key, record) in records {
-        let wrong = |what: &str| damaged(format!("record {key:?} {what}"));
-        if record.len() < DIGEST || record[..DIGEST] != digest(&key, &record[DIGEST..]) {
-            return Err(wrong("does not match its checksum"));
-        }
-        let json = record.slice(DIGEST..);
-        let value = serde_json::from_slice(&json).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
-        let Some((resource, key)) = parse_key(&key) else {
-            tracing::warn!(record = %key, "the store holds a resource this version does not serve; it is kept");
-            continue;
-        };
-        let object = Object::stored(value, json).ok_or_else(|| wrong("has no resourceVersion"))?;
-        if object.version() > used {
-            return Err(damaged("an object is newer than the last reserved resourceVersion".into()));
-        }
-        objects.push((resource, key, object));
-    }
-
-    let reserved = used + options.version_block;
-    let reserve = || -> Result<(), redb::Error> {
-        let transaction = database.begin_write()?;
-        transaction.open_table(META)?.insert(RESERVED, reserved)?;
-        transaction.commit()?;
-        Ok(())
-    };
-    reserve().map_err(|e| OpenError::Io { path: path.to_owned(), source: std::io::Error::other(e) })?;
-    Ok((Opened { path: path.to_owned(), database }, Recovered { objects, used, reserved }))
-}
-
-fn record_key(resource: usize, key: &Key) -> String {
-    let resource = &RESOURCES[resource];
-    format!("{}/{}/{}/{}", resource.group, resource.plural, key.0, key.1)
-}
-
-fn parse_key(text: &str) -> Option<(usize, Key)> {
-    let mut parts = text.splitn(4, '/');
-    let (group, plural) = (parts.next()?, parts.next()?);
-    let key = (parts.next()?.to_owned(), parts.next()?.to_owned());
-    let resource =
-        RESOURCES.iter().position(|r| r.is(group, plural) && r.durability != Durability::Memory)?;
-    Some((resource, key))
-}
-
-fn digest(key: &str, json: &[u8]) -> [u8; DIGEST] {
-    let mut hasher = Sha256::new();
-    hasher.update(key.as_bytes());
-    hasher.update([0]);
-    hasher.update(json);
-    let whole = hasher.finalize();
-    let mut short = [0; DIGEST];
-    short.copy_from_slice(&whole[..DIGEST]);
-    short
-}
-
-struct Writer {
-    path: PathBuf,
-    /// None after a failed commit: redb refuses to go on with a file that gave an error.
-    database: Option<Database>,
-    outcome: Arc<dyn Outcome>,
-    shared: Arc<Shared>,
-}
-
-/// What one commit writes.
-struct Batch {
-    intents: Vec<(u64, Change)>,
-    dirty: HashMap<(usize, Key), Option<Arc<Object>>>,
-    reserve: Option<u64>,
-    flushes: Vec<oneshot::Sender<Result<(), StorageError>>>,
-    closing: bool,
-}
-
-impl Writer {
-    fn run(mut self) {
-        loop {
-            let batch = self.next_batch();
-            let closing = batch.closing;
-            let empty = batch.intents.is_empty() && batch.dirty.is_empty() && batch.reserve.is_none();
-            let result = if empty { Ok(()) } else { self.commit(&batch) };
-            self.settle(batch, &result);
-            if closing {
-                if let Err(e) = result {
-                    tracing::error!(error = %e, "the last writes could not be stored");
-                }
-                return;
-            }
-        }
-    }
-
-    fn next_batch(&self) -> Batch {
-        let mut queue = self.shared.queue.lock();
-        loop {
-            let now = Instant::now();
-            let urgent = !queue.intents.is_empty()
-                || !queue.flushes.is_empty()
-                || queue.reserve.is_some()
-                || queue.closing
-                || queue.due.is_some_and(|due| due <= now);
-            if urgent {
-                break;
-            }
-            match queue.due {
-                Some(due) => {
-                    self.shared.wake.wait_until(&mut queue, due);
-                }
-                None => self.shared.wake.wait(&mut queue),
-            }
-        }
-        queue.due = None;
-        Batch {
-            intents: std::mem::take(&mut queue.intents),
-            dirty: std::mem::take(&mut queue.dirty),
-            reserve: queue.reserve.take(),
-            flushes: std::mem::take(&mut queue.flushes),
-            closing: queue.closing,
-        }
-    }
-
-    fn commit(&mut self, batch: &Batch) -> Result<(), StorageError> {
-        let failed = |e: &dyn std::fmt::Display| StorageError(Arc::from(e.to_string()));
-        let written = catch_unwind(AssertUnwindSafe(|| -> Result<(), redb::Error> {
-            if self.database.is_none() {
-                self.database = Some(Database::builder().set_cache_size(CACHE_BYTES).open(&self.path)?);
-            }
-            let Some(database) = &self.database else { unreachable!("opened above") };
-            let transaction = database.begin_write()?;
-            {
-                let mut objects = transaction.open_table(OBJECTS)?;
-                let mut put = |resource: usize, key: &Key, object: Option<&Arc<Object>>| {
-                    let name = record_key(resource, key);
-                    match object {
-                        Some(object) => {
-                            let json = object.json();
-                            let mut record = Vec::with_capacity(DIGEST + json.len());
-                            record.extend_from_slice(&digest(&name, json));
-                            record.extend_from_slice(json);
-                            objects.insert(name.as_str(), record.as_slice()).map(drop)
-                        }
-                        None => objects.remove(name.as_str()).map(drop),
-                    }
-                };
-                for (_, (resource, key, object)) in &batch.intents {
-                    put(*resource, key, object.as_ref())?;
-                }
-                // What is dirty was marked after the intents taken with it, see `submit`.
-                for ((resource, key), object) in &batch.dirty {
-                    put(*resource, key, object.as_ref())?;
-                }
-            }
-            if let Some(limit) = batch.reserve {
-                transaction.open_table(META)?.insert(RESERVED, limit)?;
-            }
-            transaction.commit()?;
-            Ok(())
-        }));
-        match written {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => {
-                self.database = None;
-                Err(failed(&e))
-            }
-            Err(_) => {
-                self.database = None;
-                Err(failed(&"the store panicked"))
-            }
-        }
-    }
-
-    fn settle(&self, batch: Batch, result: &Result<(), StorageError>) {
-        let versions: Vec<(usize, u64)> =
-            batch.intents.iter().map(|(version, (resource, ..))| (*resource, *version)).collect();
-        if !versions.is_empty() {
-            self.outcome.settled(&versions, result);
-        }
-        match result {
-            Ok(()) => {
-                if let Some(limit) = batch.reserve {
-                    self.outcome.reserved(limit);
-                }
-            }
-            Err(error) => {
-                let (intents, behind) = (batch.intents.len(), batch.dirty.len());
-                tracing::error!(%error, intents, behind, "commit failed");
-                // It may have reached the file all the same: what is true now is written over it.
-                let restored: Vec<_> = batch
-                    .intents
-                    .into_iter()
-                    .map(|(_, (resource, key, _))| {
-                        let current = self.outcome.current(resource, &key);
-                        ((resource, key), current)
-                    })
-                    .collect();
-                let mut queue = self.shared.queue.lock();
-                for (key, object) in restored.into_iter().chain(batch.dirty) {
-                    // A newer intent on the same object carries everything.
-                    let superseded = queue.intents.iter().any(|(_, (r, k, _))| *r == key.0 && *k == key.1);
-                    if !superseded {
-                        queue.dirty.entry(key).or_insert(object);
-                    }
-                }
-                if !queue.dirty.is_empty() {
-                    queue.due = Some(Instant::now() + RETRY);
-                }
-            }
-        }
-        for flush in batch.flushes {
-            let _ = flush.send(result.clone());
-        }
-    }
 }

@@ -16,6 +16,7 @@ mod jsonpath;
 mod kinds;
 mod knative;
 mod logs;
+mod managed_fields;
 mod metadata;
 mod object;
 mod openapi;

@@ -5,6 +5,18 @@ use serde_json::{Map, Value};
 use crate::resource::Resource;
 use crate::status::ApiError;
 
+/// Media type of server-side apply, which is no patch of this module.
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// Whether a PATCH is a server-side apply.
+pub(crate) fn is_apply(content_type: &str) -> bool {
+    media_type(content_type) == APPLY
+}
+
+fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
+
 /// A parsed patch, applied as often as a race makes necessary.
 #[derive(Debug)]
 pub(crate) enum Patch {
@@ -22,23 +34,18 @@ impl Patch {
         let bad = |e: serde_json::Error| {
             ApiError::bad_request(format!("error decoding patch: json parse error: {e}"))
         };
-        match content_type.split(';').next().unwrap_or_default().trim() {
+        match media_type(content_type) {
             "application/json-patch+json" => serde_json::from_slice(body).map(Self::Json).map_err(bad),
             "application/merge-patch+json" => serde_json::from_slice(body).map(Self::Merge).map_err(bad),
             "application/strategic-merge-patch+json" if !resource.custom => {
                 serde_json::from_slice(body).map(Self::Strategic).map_err(bad)
-            }
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => {
-                Err(ApiError::unsupported_media_type(
-                    "server-side apply is not supported by this server; use client-side apply (kubectl apply without \
-                     --server-side), or a JSON patch or merge patch",
-                ))
             }
             other => {
                 let mut accepted = vec!["application/json-patch+json", "application/merge-patch+json"];
                 if !resource.custom {
                     accepted.push("application/strategic-merge-patch+json");
                 }
+                accepted.push(APPLY);
                 Err(ApiError::unsupported_media_type(format!(
                     "the body of the request was in an unknown format ({other}) - accepted media types include: {}",
                     accepted.join(", ")

@@ -104,6 +104,12 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message, Some(Self::about(resource, name)))
     }
 
+    /// An apply that would change fields of others.
+    pub(crate) fn apply_conflict(message: &str, causes: &[Cause]) -> Self {
+        let details = json!({ "causes": Self::causes(causes) });
+        Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details))
+    }
+
     /// The caller worked on an older version of the object.
     pub(crate) fn modified(resource: &Resource, name: &str) -> Self {
         let detail =
@@ -112,20 +118,32 @@ impl ApiError {
     }
 
     pub(crate) fn invalid(resource: &Resource, name: &str, causes: &[Cause]) -> Self {
-        let mut texts: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
-        texts.dedup();
-        let list = match texts.as_slice() {
-            [one] => one.clone(),
-            many => format!("[{}]", many.join(", ")),
-        };
+        let list = Self::listed(causes);
         let message = format!("{} {name:?} is invalid: {list}", resource.qualified_kind());
         let mut details = Self::about(resource, name);
         details["kind"] = resource.kind.into();
-        details["causes"] = causes
-            .iter()
-            .map(|c| json!({ "reason": c.reason, "message": c.message, "field": c.field }))
-            .collect();
+        details["causes"] = Self::causes(causes);
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(details))
+    }
+
+    /// Parameters of a request that do not go together; `kind` is the one of the options.
+    pub(crate) fn invalid_options(kind: &str, causes: &[Cause]) -> Self {
+        let message = format!("{kind}.meta.k8s.io \"\" is invalid: {}", Self::listed(causes));
+        let details = json!({ "group": "meta.k8s.io", "kind": kind, "causes": Self::causes(causes) });
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(details))
+    }
+
+    fn listed(causes: &[Cause]) -> String {
+        let mut texts: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        texts.dedup();
+        match texts.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        }
+    }
+
+    fn causes(causes: &[Cause]) -> Value {
+        causes.iter().map(|c| json!({ "reason": c.reason, "message": c.message, "field": c.field })).collect()
     }
 
     /// A patch that is well formed but cannot be carried out.

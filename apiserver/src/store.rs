@@ -175,6 +175,33 @@ impl Store {
         Snapshot { objects, version: self.shared.visible(&state) }
     }
 
+    /// The objects as they were at `version`, worked out from the history.
+    ///
+    /// # Errors
+    /// [`TooOld`] when history no longer reaches back that far.
+    pub(crate) fn list_at(
+        &self,
+        resource: usize,
+        namespace: Option<&str>,
+        version: u64,
+    ) -> Result<Snapshot, TooOld> {
+        let state = self.shared.tables[resource].state.lock();
+        if version < state.floor {
+            return Err(TooOld { oldest: state.floor });
+        }
+        let mut objects: BTreeMap<&Key, &Arc<Object>> = state.objects.iter().collect();
+        for event in state.history.iter().rev().take_while(|event| event.version() > version) {
+            match &event.previous {
+                Some(previous) => objects.insert(&event.key, previous),
+                None => objects.remove(&*event.key),
+            };
+        }
+        let of_namespace = |key: &Key| namespace.is_none_or(|namespace| key.0 == namespace);
+        let objects =
+            objects.into_iter().filter(|(key, _)| of_namespace(key)).map(|(_, o)| o.clone()).collect();
+        Ok(Snapshot { objects, version })
+    }
+
     /// Version of the last published write of the resource: changes when anything in it does.
     pub(crate) fn published(&self, resource: usize) -> u64 {
         *self.shared.tables[resource].published.borrow()

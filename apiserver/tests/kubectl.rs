@@ -171,9 +171,6 @@ async fn kubectl_applies_reads_changes_and_deletes() {
     c.works(&["patch", "ksvc", "hello", "--type=merge", "-p", r#"{"metadata":{"labels":{"x":"y"}}}"#]).await;
     let strategic = c.fails(&["patch", "ksvc", "hello", "-p", r#"{"metadata":{"labels":{"x":"z"}}}"#]).await;
     assert!(strategic.contains("application/merge-patch+json"), "{strategic}");
-    assert!(
-        c.fails(&["apply", "--server-side", "-f", file]).await.contains("server-side apply is not supported")
-    );
 
     let dry = c.file("dry.yaml", &SERVICE.replace("name: hello", "name: dry"));
     c.works(&["apply", "--dry-run=server", "-f", dry.to_str().unwrap()]).await;
@@ -320,5 +317,65 @@ async fn only_the_token_opens_the_door() {
         let mode = std::fs::metadata(c.folder.path().join("data").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_applies_on_the_server() {
+    if !kubectl_is_here() {
+        return;
+    }
+    let c = Cluster::start().await;
+    let map = |value: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: m }}\ndata: {{ a: \"{value}\", b: \"1\" }}\n"
+        );
+        c.file("map.yaml", &text)
+    };
+    let file = map("1");
+    let file = file.to_str().unwrap();
+    let managers = "-o=jsonpath={.metadata.managedFields[*].manager}";
+    let on_server = ["apply", "--server-side", "-f", file];
+    // What was applied from the client before is kubectl's own, also with another value.
+    c.works(&["apply", "-f", file]).await;
+    assert_eq!(c.works(&["get", "cm", "m", managers]).await, "kubectl-client-side-apply");
+    map("2");
+    assert_eq!(c.works(&on_server).await, "configmap/m serverside-applied\n");
+    let after = c.works(&["get", "cm", "m", managers]).await;
+    assert!(!after.contains("client-side") && words(&after).contains(&"kubectl"), "{after}");
+    let version = "-o=jsonpath={.metadata.resourceVersion}";
+    let before = c.works(&["get", "cm", "m", version]).await;
+    c.works(&on_server).await;
+    assert_eq!(c.works(&["get", "cm", "m", version]).await, before, "nothing changed");
+    c.works(&["diff", "--server-side", "-f", file]).await;
+
+    map("3");
+    let diff = c.kubectl(&["diff", "--server-side", "-f", file]).await;
+    assert!(!diff.ok && diff.out.contains("+  a: \"3\""), "{}{}", diff.out, diff.err);
+    let dry =
+        c.works(&["apply", "--server-side", "--dry-run=server", "-f", file, "-o=jsonpath={.data.a}"]).await;
+    assert_eq!(dry, "3");
+    assert_eq!(c.works(&["get", "cm", "m", "-o=jsonpath={.data.a}"]).await, "2");
+
+    c.works(&["patch", "cm", "m", "-p", r#"{"data":{"a":"9"}}"#]).await;
+    let conflict = c.fails(&on_server).await;
+    let text = "Apply failed with 1 conflict: conflict with \"kubectl-patch\" using v1: .data.a";
+    assert!(conflict.contains(text), "{conflict}");
+    c.works(&["apply", "--server-side", "--force-conflicts", "-f", file]).await;
+    assert_eq!(c.works(&["get", "cm", "m", "-o=jsonpath={.data}"]).await, r#"{"a":"3","b":"1"}"#);
+    // What is no longer applied goes.
+    c.file("map.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: m }\ndata: { a: \"3\" }\n");
+    c.works(&on_server).await;
+    assert_eq!(c.works(&["get", "cm", "m", "-o=jsonpath={.data}"]).await, r#"{"a":"3"}"#);
+
+    let hello = c.file("hello.yaml", SERVICE);
+    let hello = ["apply", "--server-side", "-f", hello.to_str().unwrap()];
+    assert_eq!(c.works(&hello).await, "service.serving.knative.dev/hello serverside-applied\n");
+    c.works(&hello).await;
+    assert!(
+        c.works(&["get", "ksvc", "hello", "--show-managed-fields", "-o", "yaml"])
+            .await
+            .contains("f:template")
+    );
     c.stop().await;
 }
