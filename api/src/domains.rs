@@ -132,13 +132,14 @@ pub fn is_cluster_local(domain: &Domain, host: &str) -> bool {
     host.ends_with(&domain.cluster_domain)
 }
 
-/// The URL of a host that the gateway serves. External ones carry the gateway's port if it is not the scheme's
-/// own.
+/// The URL of a host that the gateway serves, with the gateway's port for such hosts if it is not the scheme's own.
 #[must_use]
 pub fn url(configs: &Configs, scheme: &str, host: &str) -> String {
-    match configs.network.external_port {
-        Some(port) if !is_cluster_local(&configs.domain, host) => format!("{scheme}://{host}:{port}"),
-        _ => format!("{scheme}://{host}"),
+    let network = &configs.network;
+    let local = is_cluster_local(&configs.domain, host);
+    match if local { network.internal_port } else { network.external_port } {
+        Some(port) => format!("{scheme}://{host}:{port}"),
+        None => format!("{scheme}://{host}"),
     }
 }
 
@@ -186,11 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn external_urls_carry_the_gateways_port() {
+    fn urls_carry_the_gateways_ports() {
         let mut configs = Configs::default();
         configs.network.external_port = Some(8080);
         assert_eq!(url(&configs, "http", "a.default.localhost"), "http://a.default.localhost:8080");
         assert_eq!(url(&configs, "http", "a.b.svc.cluster.local"), "http://a.b.svc.cluster.local");
+        configs.network.internal_port = Some(8081);
+        assert_eq!(url(&configs, "http", "a.b.svc.cluster.local"), "http://a.b.svc.cluster.local:8081");
+        assert_eq!(url(&configs, "http", "a.default.localhost"), "http://a.default.localhost:8080");
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub struct Config {
     /// Where volumes lie while their pods are there; this folder is removed at start and at the end. Default
     /// `ember-pods-PID` among the system's temporary files.
     pub volumes: PathBuf,
+    /// Stands in for `/etc/hosts` in every container that mounts nothing there itself; see [`crate::hosts_file_fits`].
+    /// It may be written while containers run, but not be replaced. Default: none, containers see this machine's.
+    pub hosts_file: Option<PathBuf>,
     /// Users for services, one each, if this process is root. `None` leaves every pod with root. Default
     /// 200000–265535, if this user namespace has them.
     pub service_uids: Option<RangeInclusive<u32>>,
@@ -68,6 +71,7 @@ impl Config {
             }),
             working_dir: std::env::current_dir()?,
             volumes: std::env::temp_dir().join(format!("ember-pods-{}", std::process::id())),
+            hosts_file: None,
             service_uids: may_become(&service_uids).then_some(service_uids),
             back_off: BackOffConfig::default(),
             shutdown_grace: Duration::from_secs(10),

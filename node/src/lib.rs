@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::Config;
+pub use helper::hosts::hosts_file_fits;
 pub use helper::protocol::{Id, Identity, Mount, Mounts, Start};
 pub use logs::{LogOptions, Logs};
 pub use process::ProcessRuntime;

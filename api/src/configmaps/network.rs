@@ -98,6 +98,8 @@ pub struct Network {
     pub mesh_compatibility_mode: MeshCompatibilityMode,
     /// The port that external URLs carry; `None` is the scheme's own. Ours alone, key `external-port`.
     pub external_port: Option<u16>,
+    /// The port that cluster-local URLs carry; `None` is the scheme's own. Ours alone, key `internal-port`.
+    pub internal_port: Option<u16>,
 }
 
 /// What a domain template is applied to.
@@ -177,6 +179,7 @@ impl Default for Network {
             enable_mesh_pod_addressability: false,
             mesh_compatibility_mode: MeshCompatibilityMode::default(),
             external_port: None,
+            internal_port: None,
         }
     }
 }
@@ -263,13 +266,16 @@ impl Network {
         };
         config.system_internal_tls = encryption(&data, "system-internal-tls")? || internal_encryption;
         config.cluster_local_domain_tls = encryption(&data, "cluster-local-domain-tls")?;
-        if let Some(raw) = data.get("external-port").filter(|raw| !raw.is_empty()) {
-            config.external_port = Some(raw.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-                ConfigError(format!("external-port must be a port number, but was {}", quote(raw)))
-            })?);
-        }
+        config.external_port = port(&data, "external-port")?;
+        config.internal_port = port(&data, "internal-port")?;
         Ok(config)
     }
+}
+
+fn port(data: &Data<'_>, key: &str) -> Result<Option<u16>, ConfigError> {
+    let Some(raw) = data.get(key).filter(|raw| !raw.is_empty()) else { return Ok(None) };
+    let port = raw.parse().ok().filter(|port| *port != 0);
+    port.map(Some).ok_or_else(|| ConfigError(format!("{key} must be a port number, but was {}", quote(raw))))
 }
 
 fn encryption(data: &Data<'_>, key: &str) -> Result<bool, ConfigError> {

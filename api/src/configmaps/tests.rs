@@ -292,12 +292,19 @@ fn the_first_failure_of_config_autoscaler_is_named() {
 }
 
 #[test]
-fn the_external_port_is_a_port() {
-    let port = |raw| network::Network::parse(&map([("external-port", raw)])).map(|c| c.external_port);
-    assert_eq!(port("8080"), Ok(Some(8080)));
-    assert_eq!(port(""), Ok(None));
-    assert!(port("0").is_err());
-    assert!(port("http").is_err());
+fn the_ports_of_urls_are_ports() {
+    for (key, of) in [
+        ("external-port", (|c| c.external_port) as fn(network::Network) -> Option<u16>),
+        ("internal-port", |c| c.internal_port),
+    ] {
+        let port = |raw| network::Network::parse(&map([(key, raw)])).map(of);
+        assert_eq!(port("8080"), Ok(Some(8080)));
+        assert_eq!(port(""), Ok(None));
+        for wrong in ["0", "http"] {
+            let error = port(wrong).unwrap_err().to_string();
+            assert_eq!(error, format!("{key} must be a port number, but was {wrong:?}"));
+        }
+    }
 }
 
 #[test]

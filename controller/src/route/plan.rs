@@ -113,7 +113,8 @@ impl<N: Namespace> Planner<'_, N> {
         let Some((traffic, visibility)) = self.assign_traffic()? else { return Ok(()) };
 
         let address = configs::service_host(self.configs, &self.route);
-        self.status().address = Some(Addressable::from_url(format!("http://{address}")));
+        let url = ember_api::domains::url(self.configs, "http", &address);
+        self.status().address = Some(Addressable::from_url(url));
         let placeholders = self.placeholders(&traffic)?;
         let (mut tls, challenges, wanted) = self.external_tls(&traffic, &visibility)?;
         if self.configs.network.cluster_local_domain_tls {

@@ -6,6 +6,7 @@
 mod announcer;
 mod dashboard;
 mod descriptors;
+mod hosts;
 mod images;
 mod pod_logs;
 mod screen;
@@ -40,6 +41,7 @@ use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
 use crate::machine::{instances, listeners};
 use crate::network::{ClusterNetwork, SharedNetwork};
+use hosts::HostsFile;
 use screen::Screen;
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -47,8 +49,10 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 const ACTIVATOR: u16 = 1;
 const AUTOSCALER: u16 = 2;
 const GATEWAY: u16 = 3;
-/// Where cluster-local hosts are served, on the gateway's own address.
+/// Where cluster-local hosts are served, on the gateway's own address, unless that of their URLs can be had.
 const INTERNAL_PORT: u16 = 8081;
+/// The port of URLs that name none.
+const HTTP: u16 = 80;
 /// How long requests under way, and then pods, have at the end.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 const PODS_END: Duration = Duration::from_secs(4);
@@ -156,6 +160,9 @@ struct Instance {
     last: CancellationToken,
     /// For the volumes of pods.
     pods: PathBuf,
+    /// By which containers find other services, or why they cannot.
+    hosts_file: Option<PathBuf>,
+    no_names: Option<String>,
     _claim: ember_node::address::BlockClaim,
 }
 
@@ -190,10 +197,16 @@ impl Instance {
             activator: own(ACTIVATOR),
             autoscaler: own(AUTOSCALER),
             gateway: own(GATEWAY),
-            internal_port: INTERNAL_PORT,
+            internal_port: open_inside(options, &network, own(GATEWAY)),
             external_port: gateway.port(),
         };
         seed::seed(&client, addresses).await?;
+        let hosts = HostsFile::create(&data_dir, own(GATEWAY), CLUSTER_DOMAIN)
+            .context("cannot write the hosts file of containers")?;
+        let program = std::env::current_exe()?;
+        let fits = ember_node::hosts_file_fits(&program, hosts.path());
+        let hosts_file = fits.is_ok().then(|| hosts.path().to_owned());
+        background.spawn(hosts.run(services.clone(), service_host(), last.clone()));
         background.spawn(services.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
         background.spawn(endpoints.run(Api::all(client.clone()), watcher::Config::default(), last.clone()));
 
@@ -214,6 +227,8 @@ impl Instance {
             last,
             // Containers see it from folders of their own.
             pods: std::path::absolute(data_dir.join("pods"))?,
+            hosts_file,
+            no_names: fits.err(),
             _claim: claim,
         };
         instance.start_components(block, &io, &network, &workers)?;
@@ -234,9 +249,9 @@ impl Instance {
 
         let ingress = ember_ingress::Config {
             listen: self.gateway,
-            listen_internal: Some(SocketAddr::new(addresses.gateway, INTERNAL_PORT)),
+            listen_internal: Some(SocketAddr::new(addresses.gateway, addresses.internal_port)),
             ingress_class: seed::INGRESS_CLASS.to_owned(),
-            service_host: format!("ember-gateway.knative-serving.svc.{CLUSTER_DOMAIN}"),
+            service_host: service_host(),
             drain_timeout: GATEWAY_DRAIN,
             ..ember_ingress::Config::default()
         };
@@ -281,6 +296,7 @@ impl Instance {
         node.reserved = [ACTIVATOR, AUTOSCALER, GATEWAY].map(|offset| block.address(offset)).to_vec();
         node.shutdown_grace = PODS_END;
         node.volumes = self.pods.clone();
+        node.hosts_file = self.hosts_file.clone();
         self.server.set_pod_logs(Arc::new(pod_logs::NodeLogs(node.logs.clone())));
         let sidecar = Arc::new(sidecar::InProcess {
             io: io.clone(),
@@ -379,6 +395,11 @@ impl Instance {
         say(format!("  api         https://{}", self.api));
         say(format!("  kubeconfig  {}", self.kubeconfig.display()));
         say(format!("  limits      {} open files", self.files));
+        if let Some(reason) = &self.no_names {
+            say(format!(
+                "  names       services cannot call each other by cluster-local URLs ({reason}); see docs/operations.md"
+            ));
+        }
         for role in &self.without {
             let place = match role {
                 Role::Activator => format!(", expected at {}", self.addresses.activator),
@@ -442,6 +463,17 @@ fn open_gateway(options: &Up, network: &SharedNetwork) -> anyhow::Result<SocketA
         return Ok(wanted);
     }
     network.open(wanted).map_err(|error| anyhow::anyhow!(listeners::explain(wanted, "--http", &error)))
+}
+
+/// The port of the gateway for the inside, which listens from now on: that of URLs without one, if it is to be had.
+fn open_inside(options: &Up, network: &SharedNetwork, address: IpAddr) -> u16 {
+    let there = !options.without.contains(&Role::Ingress);
+    if there && network.open(SocketAddr::new(address, HTTP)).is_ok() { HTTP } else { INTERNAL_PORT }
+}
+
+/// The name of the gateway's Service.
+fn service_host() -> String {
+    format!("ember-gateway.knative-serving.svc.{CLUSTER_DOMAIN}")
 }
 
 /// The index of the component that ends first, and why that is an error.

@@ -112,11 +112,15 @@ pub(crate) async fn seed(client: &Client, addresses: Addresses) -> anyhow::Resul
     for (collection, object) in components.into_iter().flatten() {
         replace(client, collection, &object).await?;
     }
-    let port = json!({"data": {"external-port": addresses.external_port.to_string()}});
+    let internal = Some(addresses.internal_port).filter(|port| *port != 80).map(|port| port.to_string());
+    let ports = json!({"data": {
+        "external-port": addresses.external_port.to_string(),
+        "internal-port": internal,
+    }});
     let path = "/api/v1/namespaces/knative-serving/configmaps/config-network";
-    send(client, "PATCH", path, "application/merge-patch+json", &port)
+    send(client, "PATCH", path, "application/merge-patch+json", &ports)
         .await
-        .context("cannot state the gateway's port in config-network")?;
+        .context("cannot state the gateway's ports in config-network")?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! it starts any thread or runtime. All processes of pods are its descendants, also those that detached themselves
 //! (it is a subreaper): when its socket to Ember closes, however Ember ended, it kills them all and ends.
 
+pub(crate) mod hosts;
 mod launcher;
 mod launcher_maker;
 mod mounts;
@@ -28,7 +29,7 @@ use nix::unistd::Pid;
 use crate::runtime::StartError;
 use launcher_maker::LauncherMaker;
 pub use protocol::HELPER;
-use protocol::{Id, LAUNCHER, Order, Report, Start};
+use protocol::{HOSTS_PROBE, Id, LAUNCHER, Order, Report, Start};
 
 /// Launchers that wait for orders.
 const SPARE_LAUNCHERS: usize = 4;
@@ -38,18 +39,19 @@ const IDLE_BEFORE_SPARE_MS: u8 = 50;
 const FEW_LAUNCHERS: usize = 2;
 const IDLE_IF_FEW_MS: u8 = 5;
 
-/// Whether this process was started to be the helper, or one of its launchers.
+/// Whether this process was started to be the helper, or something that the node starts beside it.
 #[must_use]
 pub fn is_invoked() -> bool {
-    std::env::args_os().nth(1).is_some_and(|arg| arg == HELPER || arg == LAUNCHER)
+    std::env::args_os().nth(1).is_some_and(|arg| arg == HELPER || arg == LAUNCHER || arg == HOSTS_PROBE)
 }
 
-/// The life of the helper or of a launcher. Call it before anything else when [`is_invoked`] says so, then return.
+/// The life of the helper, or of what is started beside it. Call it before anything else when [`is_invoked`] says so, then return.
 pub fn main() {
     close_inherited();
-    if std::env::args_os().nth(1).is_some_and(|arg| arg == LAUNCHER) {
-        launcher::main();
-        return;
+    match std::env::args_os().nth(1) {
+        Some(arg) if arg == LAUNCHER => return launcher::main(),
+        Some(arg) if arg == HOSTS_PROBE => return hosts::probe(),
+        _ => {}
     }
     if let Err(error) = Helper::new().and_then(|mut helper| helper.run()) {
         // Nobody else hears of it: the socket to Ember is what failed.

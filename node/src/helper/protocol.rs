@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -19,8 +20,13 @@ use crate::runtime::StartError;
 pub const HELPER: &str = "ember-process-helper";
 /// `argv[1]` of a launcher.
 pub(crate) const LAUNCHER: &str = "ember-process-launcher";
+/// `argv[1]` of a process that finds out whether a file can stand in for `/etc/hosts`; `argv[2]` is the file.
+pub(crate) const HOSTS_PROBE: &str = "ember-hosts-probe";
 /// The largest message: room for an environment as large as a ConfigMap may be, if the system grants the buffer.
 const MAX_MESSAGE: usize = 2 << 20;
+
+/// Where programs look names up before they ask anybody.
+pub(crate) const HOSTS: &str = "/etc/hosts";
 
 /// Names a process for the life of the helper.
 pub type Id = u64;
@@ -77,6 +83,13 @@ pub struct Mount {
     pub target: String,
     /// Whether it can only be read there.
     pub read_only: bool,
+}
+
+impl Mount {
+    /// A file that stands in for this machine's `/etc/hosts`.
+    pub(crate) fn hosts(file: &Path) -> Self {
+        Self { source: file.to_string_lossy().into_owned(), target: HOSTS.to_owned(), read_only: true }
+    }
 }
 
 /// A user and group to run as.

@@ -21,7 +21,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::task::spawn_blocking;
 
 use crate::container::PodContext;
-use crate::helper::protocol::{Identity, Mount, Mounts};
+use crate::helper::protocol::{HOSTS, Identity, Mount, Mounts};
 use crate::ports::QUEUE_PROXY;
 use mount::Wanted;
 use payload::Content;
@@ -84,12 +84,15 @@ impl PodContext {
     ) -> Result<Option<Mounts>, String> {
         let wanted = mount::wanted(container, env)?;
         let last_words = mount::termination_path(container).map(str::to_owned);
+        let hosts = self.node.config.hosts_file.as_deref();
+        let hosts = hosts.filter(|_| wanted.iter().all(|w| w.target != HOSTS)).map(Mount::hosts);
         if wanted.is_empty() && last_words.is_none() {
-            return Ok(None);
+            // Nothing is to be prepared for it.
+            return Ok(hosts.map(|point| Mounts { stage: String::new(), points: vec![point] }));
         }
         // Files that only their owner may read are the user's that the node chose for the service.
         let owner = identity.filter(|i| !i.required).map(|i| (i.uid, i.gid));
-        let mut points = Vec::new();
+        let mut points: Vec<Mount> = hosts.into_iter().collect();
         for wanted in wanted {
             let content = self.make(&wanted.volume, Some(owner)).await?;
             let folder = self.volumes.volume(&wanted.volume);

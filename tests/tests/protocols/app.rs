@@ -16,7 +16,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -34,11 +34,10 @@ pub(crate) async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
     }
 }
 
-/// An instance that serves the app as `name`, which sleeps. `h2c`: the app's port is named so.
-pub(crate) async fn asleep(name: &str, h2c: bool) -> Ember {
-    let ember = Ember::start().await;
+/// The app as a service that sleeps until it is asked. `h2c`: its port is named so.
+pub(crate) fn service(name: &str, h2c: bool) -> Value {
     let program = std::env::current_exe().unwrap();
-    let service = json!({
+    json!({
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
         "metadata": {"name": name},
@@ -51,8 +50,13 @@ pub(crate) async fn asleep(name: &str, h2c: bool) -> Ember {
                 "ports": [{"name": if h2c { "h2c" } else { "http1" }, "containerPort": 8080}],
             }]},
         }},
-    });
-    ember.apply(&service.to_string());
+    })
+}
+
+/// An instance that serves [`service`].
+pub(crate) async fn asleep(name: &str, h2c: bool) -> Ember {
+    let ember = Ember::start().await;
+    ember.apply(&service(name, h2c).to_string());
     ember.ready(name).await;
     assert_eq!(ember.running(name).await, Vec::<String>::new(), "it sleeps until it is asked");
     ember
@@ -126,6 +130,7 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Answer {
             response.headers_mut().extend(declared.map(|names| (header::TRAILER, names)));
             response
         }
+        "/call" => call(&request).await,
         "/large" => large(&request),
         // Answers before it has read anything of the body, and never reads it.
         "/early" => full(StatusCode::PAYLOAD_TOO_LARGE, "too long"),
@@ -200,6 +205,17 @@ pub(crate) async fn noticed(ember: &Ember, host: &str, expected: &str) {
         if stayed == expected { Ok(()) } else { Err(stayed) }
     })
     .await;
+}
+
+/// `?URL`: what an ordinary client gets there.
+async fn call(request: &Request<Incoming>) -> Answer {
+    let url: http::Uri = request.uri().query().unwrap_or_default().parse().unwrap();
+    let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .build_http::<http_body_util::Empty<Bytes>>();
+    match client.get(url).await {
+        Ok(answer) => answer.map(UnsyncBoxBody::new),
+        Err(error) => full(StatusCode::BAD_GATEWAY, format!("{error:?}")),
+    }
 }
 
 /// `?N`: so many bytes, of unknown length to the client.

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic to fail")]
 
 mod app;
+mod between;
 mod bodies;
 mod grpc;
 mod tags;
