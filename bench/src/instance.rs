@@ -40,7 +40,7 @@ pub(crate) struct Ember {
     /// A client of its API.
     pub(crate) client: kube::Client,
     /// Removed when everything else has ended.
-    _dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +54,10 @@ impl Ember {
     /// Starts an instance that tells the phases of cold starts, and waits until its gateway listens.
     pub(crate) async fn start(program: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ember-bench-").tempdir()?;
+        Self::start_in(program, Arc::new(dir)).await
+    }
+
+    async fn start_in(program: &Path, dir: Arc<TempDir>) -> anyhow::Result<Self> {
         let log = format!("warn,{LOG_TARGET}=debug");
         let mut child = Command::new(program)
             .args(["up", "--http", "127.0.0.1:0", "--api", "127.0.0.1:0", "--log", &log, "--data-dir"])
@@ -82,7 +86,33 @@ impl Ember {
         let config = Kubeconfig::read_from(&kubeconfig)?;
         let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
         let client = kube::Client::try_from(config)?;
-        Ok(Self { child, said, listeners, gateway, client, _dir: dir })
+        Ok(Self { child, said, listeners, gateway, client, dir })
+    }
+
+    /// Ctrl-C, and another one on the same data folder.
+    pub(crate) async fn restart(self, program: &Path) -> anyhow::Result<Self> {
+        let dir = Arc::clone(&self.dir);
+        self.stop().await?;
+        Self::start_in(program, dir).await
+    }
+
+    /// Resident memory of the process, in KiB.
+    pub(crate) fn resident_kib(&self) -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+        let number = line.and_then(|line| line.split_ascii_whitespace().next());
+        Ok(number.context("no resident memory in smaps_rollup")?.parse()?)
+    }
+
+    /// CPU time of its threads so far. None of them may have ended in between two calls.
+    pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let mut nanos = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            let on_cpu = text.split_ascii_whitespace().next().context("an empty schedstat")?;
+            nanos += on_cpu.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanos))
     }
 
     /// The last lines it said, apart from phases.

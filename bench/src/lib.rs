@@ -3,6 +3,7 @@
 mod coldstart;
 mod dataplane;
 mod distribution;
+mod idle;
 mod instance;
 mod phases;
 mod programs;
@@ -29,6 +30,8 @@ struct Cli {
 enum Scenario {
     /// Time from a request to a sleeping service until its answer, phase by phase
     Coldstart(coldstart::Options),
+    /// What services that sleep cost: memory, CPU time, writes, time to start
+    Idle(idle::Options),
     /// What a proxied request costs: the proxies of Ember against others
     Dataplane(dataplane::Options),
     /// Whether a request is ever lost or repeated while everything under it comes and goes
@@ -64,6 +67,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         let scenario = async {
             match cli.command {
                 Scenario::Coldstart(options) => coldstart::run(options).await,
+                Scenario::Idle(options) => idle::run(options).await,
                 Scenario::Dataplane(options) => dataplane::run(options).await,
                 Scenario::Soak(options) => soak::run(options).await,
                 Scenario::Activator(options) => dataplane::activator::run(options).await,

@@ -36,6 +36,10 @@ impl Services {
         }
     }
 
+    pub(crate) fn api(&self) -> &Api<DynamicObject> {
+        &self.services
+    }
+
     /// Creates services that run `command` and start with no pod.
     pub(crate) async fn create(&self, names: &[String], command: &[String]) -> anyhow::Result<()> {
         let creations = names.iter().map(|name| async move {
@@ -116,7 +120,7 @@ fn manifest(name: &str, command: &[String]) -> Value {
 }
 
 /// The revision that answers, if the service is Ready as it was last described.
-fn ready_revision(service: &DynamicObject) -> Option<&str> {
+pub(crate) fn ready_revision(service: &DynamicObject) -> Option<&str> {
     let status = &service.data["status"];
     if status["observedGeneration"].as_i64() != service.metadata.generation {
         return None;
