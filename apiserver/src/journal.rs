@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
@@ -45,15 +46,21 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// Another process serves this data directory.
-    #[error("{} is in use by another process; stop it, or choose another data directory", path.display())]
+    #[error(
+        "{} is in use by {}; stop it, or choose another data directory",
+        path.display(),
+        holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
     Locked {
         /// The data directory.
         path: PathBuf,
+        /// The process, as far as it has said so.
+        holder: Option<u32>,
     },
     /// The store is damaged. It is left as it is.
     #[error(
         "the store {} is damaged ({reason}) and was left untouched; restore it from a backup, or move it away \
-         (mv {} {}.damaged) to start empty and apply your manifests again",
+         (mv {} {}.damaged) to start empty and apply your manifests again (ember apply -f FILE)",
         path.display(), path.display(), path.display()
     )]
     Damaged {
@@ -63,7 +70,11 @@ pub enum OpenError {
         reason: String,
     },
     /// Written by a version this one does not understand.
-    #[error("the store {} has format {found}, this version reads format {FORMAT_VERSION}", path.display())]
+    #[error(
+        "the store {} has format {found}, this version reads format {FORMAT_VERSION}; it was left untouched: start \
+         the version that wrote it, or name another data directory",
+        path.display()
+    )]
     Format {
         /// The store's file.
         path: PathBuf,
@@ -74,8 +85,34 @@ pub enum OpenError {
 
 /// A write that did not reach the disk.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the write could not be stored: {0}")]
-pub(crate) struct StorageError(pub Arc<str>);
+pub(crate) enum StorageError {
+    /// There is no room for it. Later writes are tried anew, so that room is all it takes.
+    #[error("the disk is full: {0}")]
+    Full(Arc<str>),
+    /// Anything else.
+    #[error("the write could not be stored: {0}")]
+    Failed(Arc<str>),
+}
+
+impl StorageError {
+    pub(crate) fn failed(reason: &str) -> Self {
+        Self::Failed(Arc::from(reason))
+    }
+
+    fn of(path: &Path, error: &redb::Error) -> Self {
+        let text = Arc::from(format!("{}: {error}", path.display()));
+        match error {
+            redb::Error::Io(error) if is_full(error) => Self::Full(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+/// Whether a file system, a quota or a limit on files has no room left.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
 
 pub(crate) struct Options {
     /// How long a dirty object may wait before its write starts.
@@ -238,6 +275,12 @@ impl Drop for Journal {
     }
 }
 
+/// What a sound store holds.
+struct Found {
+    objects: Vec<(usize, Key, Arc<Object>)>,
+    used: u64,
+}
+
 /// A store that is read and not yet written by a thread.
 pub(crate) struct Opened {
     path: PathBuf,
@@ -255,13 +298,13 @@ fn create_if_absent(path: &Path) -> Result<(), OpenError> {
     let _ = fs::remove_file(&fresh);
     let made = (|| -> Result<(), redb::Error> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(&fresh)?;
-        let transaction = database.begin_write()?;
+        let transaction = begin(&database)?;
         transaction.open_table(META)?.insert(FORMAT, FORMAT_VERSION)?;
         transaction.open_table(OBJECTS)?;
         transaction.commit()?;
         Ok(())
     })();
-    made.map_err(|e| io(std::io::Error::other(e)))?;
+    made.map_err(|e| io(system_error(e)))?;
     set_private(&fresh).map_err(io)?;
     fs::rename(&fresh, path).map_err(io)?;
     if let Some(parent) = path.parent() {
@@ -276,28 +319,36 @@ pub(crate) fn set_private(path: &Path) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }
 
-fn recover(path: &Path, options: &Options) -> Result<(Opened, Recovered), OpenError> {
+/// The system's error, where that is what an error of the store is.
+fn system_error(error: redb::Error) -> std::io::Error {
+    match error {
+        redb::Error::Io(error) => error,
+        other => std::io::Error::other(other),
+    }
+}
+
+/// Starts a transaction whose commit is on disk before it counts. Were it in one step, a damaged last commit could not
+/// be told from one that a crash has cut short, and would be rolled back although it was acknowledged.
+fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+/// Reads the store in a copy in memory: opening the file itself may repair it, and one that is refused stays as it is.
+fn inspect(path: &Path) -> Result<Found, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
     let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
     let broken = |e: &dyn std::fmt::Display| damaged(e.to_string());
-    let length = fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
-    if length == 0 {
+    let content = fs::read(path).map_err(io)?;
+    if content.is_empty() {
         return Err(damaged("the file is empty".into()));
     }
-    let mut database = match Database::builder().set_cache_size(CACHE_BYTES).open(path) {
-        Ok(database) => database,
-        Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-            return Err(OpenError::Locked { path: path.parent().unwrap_or(path).to_owned() });
-        }
-        Err(redb::DatabaseError::Storage(redb::StorageError::Io(source)))
-            if !matches!(
-                source.kind(),
-                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            return Err(OpenError::Io { path: path.to_owned(), source });
-        }
-        Err(e) => return Err(broken(&e)),
-    };
+    let copy = InMemoryBackend::new();
+    copy.set_len(content.len() as u64).and_then(|()| copy.write(0, &content)).map_err(io)?;
+    drop(content);
+    let mut database =
+        Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(copy).map_err(|e| broken(&e))?;
     database.check_integrity().map_err(|e| broken(&e))?;
 
     let (objects, used) = (|| -> Result<_, redb::Error> {
@@ -339,14 +390,26 @@ fn recover(path: &Path, options: &Options) -> Result<(Opened, Recovered), OpenEr
         objects.push((resource, key, object));
     }
 
-    let reserved = used + options.version_block;
+    Ok(Found { objects, used })
+}
+
+fn recover(path: &Path, options: &Options) -> Result<(Opened, Recovered), OpenError> {
+    let Found { objects, used } = inspect(path)?;
+    let database = match Database::builder().set_cache_size(CACHE_BYTES).open(path) {
+        Ok(database) => database,
+        Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+            return Err(OpenError::Locked { path: path.parent().unwrap_or(path).to_owned(), holder: None });
+        }
+        Err(e) => return Err(OpenError::Io { path: path.to_owned(), source: system_error(e.into()) }),
+    };
+    let reserved = used.saturating_add(options.version_block);
     let reserve = || -> Result<(), redb::Error> {
-        let transaction = database.begin_write()?;
+        let transaction = begin(&database)?;
         transaction.open_table(META)?.insert(RESERVED, reserved)?;
         transaction.commit()?;
         Ok(())
     };
-    reserve().map_err(|e| OpenError::Io { path: path.to_owned(), source: std::io::Error::other(e) })?;
+    reserve().map_err(|e| OpenError::Io { path: path.to_owned(), source: system_error(e) })?;
     Ok((Opened { path: path.to_owned(), database }, Recovered { objects, used, reserved }))
 }
 
@@ -439,13 +502,12 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), StorageError> {
-        let failed = |e: &dyn std::fmt::Display| StorageError(Arc::from(e.to_string()));
         let written = catch_unwind(AssertUnwindSafe(|| -> Result<(), redb::Error> {
             if self.database.is_none() {
                 self.database = Some(Database::builder().set_cache_size(CACHE_BYTES).open(&self.path)?);
             }
             let Some(database) = &self.database else { unreachable!("opened above") };
-            let transaction = database.begin_write()?;
+            let transaction = begin(database)?;
             {
                 let mut objects = transaction.open_table(OBJECTS)?;
                 let mut put = |resource: usize, key: &Key, object: Option<&Arc<Object>>| {
@@ -479,11 +541,11 @@ impl Writer {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => {
                 self.database = None;
-                Err(failed(&e))
+                Err(StorageError::of(&self.path, &e))
             }
             Err(_) => {
                 self.database = None;
-                Err(failed(&"the store panicked"))
+                Err(StorageError::failed("the store panicked"))
             }
         }
     }

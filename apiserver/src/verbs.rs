@@ -59,7 +59,10 @@ pub(crate) enum Deleted {
 }
 
 fn storage(error: &StorageError) -> ApiError {
-    ApiError::internal(error)
+    match error {
+        StorageError::Full(_) => ApiError::insufficient_storage(error),
+        StorageError::Failed(_) => ApiError::internal(error),
+    }
 }
 
 impl From<Denied> for ApiError {
