@@ -61,7 +61,8 @@ impl Ember {
         Self::start_in(Arc::new(dir), arguments).await
     }
 
-    async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
+    /// The same on the data folder `data` in `dir`, which may be one of before.
+    pub async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
         let gateway: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
         let mut child = command(dir.path(), gateway)
             .args(arguments)

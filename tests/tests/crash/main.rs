@@ -9,6 +9,9 @@
 )]
 
 mod declarations;
+mod folders;
+mod full_disk;
 mod processes;
 mod rounds;
+mod small_disk;
 mod versions;

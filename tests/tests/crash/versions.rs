@@ -67,7 +67,8 @@ impl Seen {
     }
 }
 
-async fn first_event(client: &Client, from: u64, wanted: impl Fn(&Value) -> bool) -> Value {
+/// The first wanted event of a watch on ConfigMaps.
+pub(crate) async fn first_event(client: &Client, from: u64, wanted: impl Fn(&Value) -> bool) -> Value {
     let path = format!("{CONFIG_MAPS}?watch=true&resourceVersion={from}");
     let request = http::Request::get(path).body(Vec::new()).expect("a request");
     let watching = async {
