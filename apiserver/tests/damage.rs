@@ -175,8 +175,13 @@ fn a_folder_in_use_names_the_process() {
     ApiServer::open(Config::new(folder.path())).unwrap();
 }
 
+/// Every case opens a store: fewer than usual, unless more are asked for.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Bits that change while nobody writes.
     #[test]
