@@ -154,6 +154,7 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
         no_orphans(&mark, Some(restarted)).await;
         assert_eq!(ember.running("idle").await, Vec::<String>::new(), "round {round}");
         assert!(!trace.exists(), "round {round}: a service was started that nobody asked for");
+        eprintln!("round {}: {written} acknowledged writes, {kills} kills so far", round + 1);
     }
     assert!(!marked(&mark).is_empty(), "the apps carry the mark");
     drop(ember);
