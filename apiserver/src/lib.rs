@@ -26,6 +26,7 @@ mod selector;
 mod server;
 mod status;
 mod store;
+mod store_file;
 mod strategy;
 mod structure;
 mod table;
@@ -46,13 +47,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use admission::{Admission, AdmitAll, Denied, Operation, Review};
 pub use credentials::CredentialsError;
-pub use journal::OpenError;
 pub use knative::KnativeAdmission;
 pub use logs::{LogError, LogOptions, LogStream, PodLogs};
+pub use store_file::OpenError;
 
 use api::{Api, Caller};
 use credentials::Credentials;
-use journal::Journal;
 use kinds::Kinds;
 use openapi::OpenApi;
 use server::Local;
@@ -162,7 +162,7 @@ impl ApiServer {
         let credentials = Credentials::open(&folder.join("pki"))?;
         let options =
             journal::Options { flush_interval: config.flush_interval, version_block: config.version_block };
-        let (opened, recovered) = Journal::open(&folder.join("store.redb"), &options)?;
+        let (opened, recovered) = store_file::open(&folder.join("store.redb"), &options)?;
         let store = Store::start(opened, recovered, &options, config.watch_history)?;
         let kinds = Kinds::new();
         let api = Arc::new(Api {

@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use crate::journal::{Journal, OpenError, Opened, Options, Outcome, Recovered, StorageError};
+use crate::journal::{Journal, Options, Outcome, StorageError};
 use crate::object::{Key, Object};
 use crate::resource::{Durability, RESOURCES};
+use crate::store_file::{OpenError, Opened, Recovered};
 
 /// One published write. Its version is that of `object`.
 #[derive(Debug, Clone)]
