@@ -143,6 +143,9 @@ fn make(folder: &Path, files: &[PathBuf; 5]) -> Result<(), CredentialsError> {
     let certificate = server.signed_by(&server_key, &Issuer::from_params(&ca, &ca_key))?;
 
     let token = hex::encode([uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()].concat());
+    // The token is written last: a set is complete when it is there, however the making of one was cut short.
+    let [.., token_file] = files;
+    let _ = fs::remove_file(token_file);
     let contents =
         [ca_certificate.pem(), ca_key.serialize_pem(), certificate.pem(), server_key.serialize_pem(), token];
     for (file, content) in files.iter().zip(contents) {
@@ -168,5 +171,9 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> 
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => fs::File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
 }

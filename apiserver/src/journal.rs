@@ -3,11 +3,7 @@
 //! Declared intent waits here for its commit; everything else that is kept is only marked dirty and follows
 //! within [`Options::flush_interval`]. Nobody but the writer thread touches the disk.
 
-mod file;
-mod writer;
-
 use std::collections::HashMap;
-use std::fs::{self};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,83 +11,51 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use redb::{Database, TableDefinition};
+use redb::Database;
 use tokio::sync::oneshot;
 
-use file::{create_if_absent, recover};
-use writer::Writer;
-
 use crate::object::{Key, Object};
+use crate::store_file::{CACHE_BYTES, DIGEST, META, OBJECTS, Opened, RESERVED, begin, digest, record_key};
 
-const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Highest resourceVersion that may have been handed out.
-const RESERVED: &str = "reserved-resource-version";
-const FORMAT: &str = "format";
-const FORMAT_VERSION: u64 = 1;
-/// Bytes of the digest in front of every record.
-const DIGEST: usize = 8;
-/// Everything is held in memory by the store already.
-const CACHE_BYTES: usize = 4 << 20;
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory, the lock file or the store cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file concerned.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// Another process serves this data directory.
-    #[error("{} is in use by another process; stop it, or choose another data directory", path.display())]
-    Locked {
-        /// The data directory.
-        path: PathBuf,
-    },
-    /// The store is damaged. It is left as it is.
-    #[error(
-        "the store {} is damaged ({reason}) and was left untouched; restore it from a backup, or move it away \
-         (mv {} {}.damaged) to start empty and apply your manifests again",
-        path.display(), path.display(), path.display()
-    )]
-    Damaged {
-        /// The store's file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Written by a version this one does not understand.
-    #[error("the store {} has format {found}, this version reads format {FORMAT_VERSION}", path.display())]
-    Format {
-        /// The store's file.
-        path: PathBuf,
-        /// The format found.
-        found: u64,
-    },
-}
+/// After a failed commit the next attempt for what is logged behind waits this long.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A write that did not reach the disk.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the write could not be stored: {0}")]
-pub(crate) struct StorageError(pub Arc<str>);
+pub(crate) enum StorageError {
+    /// There is no room for it. Later writes are tried anew, so that room is all it takes.
+    #[error("the disk is full: {0}")]
+    Full(Arc<str>),
+    /// Anything else.
+    #[error("the write could not be stored: {0}")]
+    Failed(Arc<str>),
+}
+
+impl StorageError {
+    pub(crate) fn failed(reason: &str) -> Self {
+        Self::Failed(Arc::from(reason))
+    }
+
+    fn of(path: &Path, error: &redb::Error) -> Self {
+        let text = Arc::from(format!("{}: {error}", path.display()));
+        match error {
+            redb::Error::Io(error) if is_full(error) => Self::Full(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+/// Whether a file system, a quota or a limit on files has no room left.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
 
 pub(crate) struct Options {
     /// How long a dirty object may wait before its write starts.
     pub flush_interval: Duration,
     /// How many resourceVersions are reserved at once.
     pub version_block: u64,
-}
-
-/// What the journal held when it was opened.
-pub(crate) struct Recovered {
-    pub objects: Vec<(usize, Key, Arc<Object>)>,
-    /// No version up to this one may be handed out again.
-    pub used: u64,
-    /// Versions up to this one may be handed out now.
-    pub reserved: u64,
 }
 
 /// The state of one object after a write: `None` when it is gone.
@@ -131,28 +95,6 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens the store at `path`, reads it and reserves the first block of versions.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub(crate) fn open(path: &Path, options: &Options) -> Result<(Opened, Recovered), OpenError> {
-        create_if_absent(path)?;
-        let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-        // redb asserts on some kinds of damage; a panic is as good an answer as an error here.
-        let result = catch_unwind(AssertUnwindSafe(|| recover(path, options)));
-        match result {
-            Ok(result) => result,
-            Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                    .unwrap_or_else(|| "unreadable".to_owned());
-                Err(damaged(text))
-            }
-        }
-    }
-
     /// Starts the writer thread on an opened store.
     ///
     /// # Errors
@@ -239,14 +181,157 @@ impl Drop for Journal {
     }
 }
 
-/// A store that is read and not yet written by a thread.
-pub(crate) struct Opened {
+struct Writer {
     path: PathBuf,
-    database: Database,
+    /// None after a failed commit: redb refuses to go on with a file that gave an error.
+    database: Option<Database>,
+    outcome: Arc<dyn Outcome>,
+    shared: Arc<Shared>,
 }
 
-/// Owner only.
-pub(crate) fn set_private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+/// What one commit writes.
+struct Batch {
+    intents: Vec<(u64, Change)>,
+    dirty: HashMap<(usize, Key), Option<Arc<Object>>>,
+    reserve: Option<u64>,
+    flushes: Vec<oneshot::Sender<Result<(), StorageError>>>,
+    closing: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let batch = self.next_batch();
+            let closing = batch.closing;
+            let empty = batch.intents.is_empty() && batch.dirty.is_empty() && batch.reserve.is_none();
+            let result = if empty { Ok(()) } else { self.commit(&batch) };
+            self.settle(batch, &result);
+            if closing {
+                if let Err(e) = result {
+                    tracing::error!(error = %e, "the last writes could not be stored");
+                }
+                return;
+            }
+        }
+    }
+
+    fn next_batch(&self) -> Batch {
+        let mut queue = self.shared.queue.lock();
+        loop {
+            let now = Instant::now();
+            let urgent = !queue.intents.is_empty()
+                || !queue.flushes.is_empty()
+                || queue.reserve.is_some()
+                || queue.closing
+                || queue.due.is_some_and(|due| due <= now);
+            if urgent {
+                break;
+            }
+            match queue.due {
+                Some(due) => {
+                    self.shared.wake.wait_until(&mut queue, due);
+                }
+                None => self.shared.wake.wait(&mut queue),
+            }
+        }
+        queue.due = None;
+        Batch {
+            intents: std::mem::take(&mut queue.intents),
+            dirty: std::mem::take(&mut queue.dirty),
+            reserve: queue.reserve.take(),
+            flushes: std::mem::take(&mut queue.flushes),
+            closing: queue.closing,
+        }
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StorageError> {
+        let written = catch_unwind(AssertUnwindSafe(|| -> Result<(), redb::Error> {
+            if self.database.is_none() {
+                self.database = Some(Database::builder().set_cache_size(CACHE_BYTES).open(&self.path)?);
+            }
+            let Some(database) = &self.database else { unreachable!("opened above") };
+            let transaction = begin(database)?;
+            {
+                let mut objects = transaction.open_table(OBJECTS)?;
+                let mut put = |resource: usize, key: &Key, object: Option<&Arc<Object>>| {
+                    let name = record_key(resource, key);
+                    match object {
+                        Some(object) => {
+                            let json = object.json();
+                            let mut record = Vec::with_capacity(DIGEST + json.len());
+                            record.extend_from_slice(&digest(&name, json));
+                            record.extend_from_slice(json);
+                            objects.insert(name.as_str(), record.as_slice()).map(drop)
+                        }
+                        None => objects.remove(name.as_str()).map(drop),
+                    }
+                };
+                for (_, (resource, key, object)) in &batch.intents {
+                    put(*resource, key, object.as_ref())?;
+                }
+                // What is dirty was marked after the intents taken with it, see `submit`.
+                for ((resource, key), object) in &batch.dirty {
+                    put(*resource, key, object.as_ref())?;
+                }
+            }
+            if let Some(limit) = batch.reserve {
+                transaction.open_table(META)?.insert(RESERVED, limit)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        }));
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                self.database = None;
+                Err(StorageError::of(&self.path, &e))
+            }
+            Err(_) => {
+                self.database = None;
+                Err(StorageError::failed("the store panicked"))
+            }
+        }
+    }
+
+    fn settle(&self, batch: Batch, result: &Result<(), StorageError>) {
+        let versions: Vec<(usize, u64)> =
+            batch.intents.iter().map(|(version, (resource, ..))| (*resource, *version)).collect();
+        if !versions.is_empty() {
+            self.outcome.settled(&versions, result);
+        }
+        match result {
+            Ok(()) => {
+                if let Some(limit) = batch.reserve {
+                    self.outcome.reserved(limit);
+                }
+            }
+            Err(error) => {
+                let (intents, behind) = (batch.intents.len(), batch.dirty.len());
+                tracing::error!(%error, intents, behind, "commit failed");
+                // It may have reached the file all the same: what is true now is written over it.
+                let restored: Vec<_> = batch
+                    .intents
+                    .into_iter()
+                    .map(|(_, (resource, key, _))| {
+                        let current = self.outcome.current(resource, &key);
+                        ((resource, key), current)
+                    })
+                    .collect();
+                let mut queue = self.shared.queue.lock();
+                for (key, object) in restored.into_iter().chain(batch.dirty) {
+                    // A newer intent on the same object carries everything.
+                    let superseded = queue.intents.iter().any(|(_, (r, k, _))| *r == key.0 && *k == key.1);
+                    if !superseded {
+                        queue.dirty.entry(key).or_insert(object);
+                    }
+                }
+                if !queue.dirty.is_empty() {
+                    queue.due = Some(Instant::now() + RETRY);
+                }
+            }
+        }
+        for flush in batch.flushes {
+            let _ = flush.send(result.clone());
+        }
+    }
 }

@@ -27,6 +27,7 @@ mod selector;
 mod server;
 mod status;
 mod store;
+mod store_file;
 mod strategy;
 mod structure;
 mod table;
@@ -35,6 +36,7 @@ mod verbs;
 mod watch;
 
 use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -46,13 +48,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use admission::{Admission, AdmitAll, Denied, Operation, Review};
 pub use credentials::CredentialsError;
-pub use journal::OpenError;
 pub use knative::KnativeAdmission;
 pub use logs::{LogError, LogOptions, LogStream, PodLogs};
+pub use store_file::OpenError;
 
 use api::{Api, Caller};
 use credentials::Credentials;
-use journal::Journal;
 use kinds::Kinds;
 use openapi::OpenApi;
 use server::Local;
@@ -115,6 +116,28 @@ pub enum Error {
     Flush(String),
 }
 
+/// Locks the folder for this process, and notes there which one it is.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("lock");
+    let io = |source| Error::Io { path: path.clone(), source };
+    let mut options = File::options();
+    let mut file = options.create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // It is named if it can be: who has just taken the lock may not have written yet.
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim().parse().ok();
+            return Err(OpenError::Locked { path: folder.to_owned(), holder }.into());
+        }
+        Err(TryLockError::Error(e)) => return Err(io(e)),
+    }
+    // The lock is what counts: on a full disk it goes without the note.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
 /// The server. Clones share it; it lives until the last clone and the last client of it are gone.
 #[derive(Clone)]
 pub struct ApiServer {
@@ -136,22 +159,11 @@ impl ApiServer {
         let folder = &config.data_dir;
         let io = |path: &Path, source| Error::Io { path: path.to_owned(), source };
         credentials::create_private_folder(folder).map_err(|e| io(folder, e))?;
-        let lock_path = folder.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|e| io(&lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: folder.clone() }.into()),
-            Err(TryLockError::Error(e)) => return Err(io(&lock_path, e)),
-        }
+        let lock = lock(folder)?;
         let credentials = Credentials::open(&folder.join("pki"))?;
         let options =
             journal::Options { flush_interval: config.flush_interval, version_block: config.version_block };
-        let (opened, recovered) = Journal::open(&folder.join("store.redb"), &options)?;
+        let (opened, recovered) = store_file::open(&folder.join("store.redb"), &options)?;
         let store = Store::start(opened, recovered, &options, config.watch_history)?;
         let kinds = Kinds::new();
         let api = Arc::new(Api {

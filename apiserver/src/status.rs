@@ -211,6 +211,13 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", text, Some(details))
     }
 
+    /// The disk has no room for the write.
+    pub(crate) fn insufficient_storage(message: impl fmt::Display) -> Self {
+        let details = json!({ "causes": [{ "message": message.to_string() }] });
+        let reason = "InsufficientStorage";
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, reason, message.to_string(), Some(details))
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, None)
     }

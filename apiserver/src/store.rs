@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use crate::journal::{Journal, OpenError, Opened, Options, Outcome, Recovered, StorageError};
+use crate::journal::{Journal, Options, Outcome, StorageError};
 use crate::object::{Key, Object};
 use crate::resource::{Durability, RESOURCES};
+use crate::store_file::{OpenError, Opened, Recovered};
 
 /// One published write. Its version is that of `object`.
 #[derive(Debug, Clone)]
@@ -129,7 +130,9 @@ impl Store {
         options: &Options,
         history: usize,
     ) -> Result<Self, OpenError> {
-        let start = recovered.used;
+        // A status may have been seen that a crash has lost: what may have one is at a version of its own from here
+        // on, so that none that a client knows goes back. Versions above the last that was reserved are new.
+        let start = recovered.used.max(1) + 1;
         let tables = RESOURCES
             .iter()
             .map(|_| Table {
@@ -138,13 +141,16 @@ impl Store {
             })
             .collect::<Vec<_>>();
         for (resource, key, object) in recovered.objects {
+            let served = &RESOURCES[resource];
+            let complete = served.durability == Durability::Intent && !served.status;
+            let object = if complete { object } else { Object::new(object.value().clone(), start) };
             tables[resource].state.lock().objects.insert(key, object);
         }
         let shared = Arc::new(Shared {
             tables,
             versions: Versions {
                 // Versions start above every one that was ever handed out, and 0 means "any" to clients.
-                last: AtomicU64::new(start.max(1)),
+                last: AtomicU64::new(start),
                 limit: AtomicU64::new(recovered.reserved),
                 block: options.version_block,
             },
@@ -253,7 +259,7 @@ impl Store {
         if durable && durability == Durability::Intent {
             let (done, wait) = oneshot::channel();
             if !self.journal.submit(version, resource, &key, kept) {
-                return Err(StorageError("the server is shutting down".into()));
+                return Err(StorageError::failed("the server is shutting down"));
             }
             state.pending.push_back(Pending {
                 key,
@@ -293,7 +299,7 @@ impl Store {
             Ok(last) => last + 1,
             Err(_) => {
                 self.journal.reserve(limit + versions.block);
-                return Err(StorageError("no resourceVersion could be reserved on disk".into()));
+                return Err(StorageError::failed("no resourceVersion could be reserved on disk"));
             }
         };
         // Asked for again every few versions, should the first attempt fail.
@@ -324,7 +330,7 @@ impl Store {
     pub(crate) async fn flush(&self) -> Result<(), StorageError> {
         match self.journal.flush().await {
             Ok(result) => result,
-            Err(_) => Err(StorageError("the store is closed".into())),
+            Err(_) => Err(StorageError::failed("the store is closed")),
         }
     }
 

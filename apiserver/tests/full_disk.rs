@@ -34,7 +34,8 @@ async fn with_little_room() {
         match api.create(&PostParams::default(), &map).await {
             Ok(_) => kept.push(name),
             Err(Error::Api(status)) => {
-                assert_eq!((status.code, status.reason.as_str()), (500, "InternalError"));
+                assert_eq!((status.code, status.reason.as_str()), (507, "InsufficientStorage"));
+                assert!(status.message.contains("the disk is full"), "{}", status.message);
                 break name;
             }
             Err(other) => panic!("{other}"),

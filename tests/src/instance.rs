@@ -61,14 +61,11 @@ impl Ember {
         Self::start_in(Arc::new(dir), arguments).await
     }
 
-    async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
+    /// The same on the data folder `data` in `dir`, which may be one of before.
+    pub async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
         let gateway: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
-        let mut child = Command::new(program())
-            .args(["up", "--api", "127.0.0.1:0", "--data-dir"])
-            .arg(dir.path().join("data"))
-            .args(gateway)
+        let mut child = command(dir.path(), gateway)
             .args(arguments)
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -103,12 +100,15 @@ impl Ember {
     }
 
     /// Ends the process with SIGKILL and starts another on the same data folder.
-    pub async fn crash_and_restart(mut self) -> Self {
+    pub async fn crash_and_restart(self) -> Self {
+        self.crash().start().await
+    }
+
+    /// Ends the process with SIGKILL; what is left of it is its folder.
+    pub fn crash(mut self) -> Remains {
         self.child.kill().expect("a running process");
         self.child.wait().expect("a child");
-        let dir = Arc::clone(&self.dir);
-        drop(self);
-        Self::start_in(dir, &[]).await
+        Remains { dir: Arc::clone(&self.dir) }
     }
 
     /// Ctrl-C; returns how long it took, and whether it ended well.
@@ -203,6 +203,44 @@ impl Ember {
         let alive = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         alive.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect()
     }
+}
+
+/// What an instance that was killed has left.
+pub struct Remains {
+    dir: Arc<TempDir>,
+}
+
+impl Remains {
+    /// The data folder.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Starts another instance on the same data folder.
+    pub async fn start(self) -> Ember {
+        Ember::start_in(self.dir, &[]).await
+    }
+
+    /// Starts another instance and ends it with SIGKILL after `life`, wherever its start has got to by then.
+    pub async fn start_and_crash(&self, life: Duration) {
+        let mut child = command(self.dir.path(), &["--http", "127.0.0.1:0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("ember starts");
+        tokio::time::sleep(life).await;
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+    }
+}
+
+/// `ember up` on the data folder in `dir`.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(["up", "--api", "127.0.0.1:0", "--data-dir"]).arg(dir.join("data")).args(arguments);
+    command.stdin(Stdio::null());
+    command
 }
 
 impl Drop for Ember {

@@ -56,7 +56,10 @@ pub(crate) fn seed_namespace(api: &Api, name: &str) {
 }
 
 fn storage(error: &StorageError) -> ApiError {
-    ApiError::internal(error)
+    match error {
+        StorageError::Full(_) => ApiError::insufficient_storage(error),
+        StorageError::Failed(_) => ApiError::internal(error),
+    }
 }
 
 impl From<Denied> for ApiError {

@@ -86,7 +86,7 @@ async fn a_data_directory_has_one_server_and_can_be_taken_over() {
     let h = harness();
     let data = h.folder.path().join("data");
     let second = ApiServer::open(Config::new(&data)).map(|_| ());
-    assert!(second.unwrap_err().to_string().contains("in use by another process"));
+    assert!(second.unwrap_err().to_string().contains("in use by process"));
     let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
     let made = api.create(&PostParams::default(), &config_map("a", &[])).await.unwrap();
     h.server.close();

@@ -187,7 +187,7 @@ impl Instance {
             .map_err(|error| anyhow::anyhow!(listeners::explain(options.api, "--api", &error)))?;
         let api = listener.local_addr()?;
         let kubeconfig = options.kubeconfig.clone().unwrap_or_else(|| data_dir.join("kubeconfig"));
-        server.write_kubeconfig(&kubeconfig, api)?;
+        server.write_kubeconfig(&kubeconfig, api).map_err(|error| refused(&data_dir, error))?;
 
         let serving = server.clone();
         let stop_api = last.clone();
@@ -442,12 +442,19 @@ impl Instance {
 /// Why the data folder cannot be used, and what to do about it.
 fn refused(data_dir: &Path, error: ember_apiserver::Error) -> anyhow::Error {
     let advice = match &error {
+        ember_apiserver::Error::Io { source, .. }
+        | ember_apiserver::Error::Store(ember_apiserver::OpenError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::StorageFull =>
+        {
+            "make room on its disk, or name another folder with --data-dir".to_owned()
+        }
         ember_apiserver::Error::Store(ember_apiserver::OpenError::Locked { .. }) => {
             let own = instances::running().into_iter().find(|i| i.kubeconfig.starts_with(data_dir));
             let Some(own) = own else { return error.into() };
-            format!("it is process {}, which --kubeconfig {} leads to", own.pid, own.kubeconfig.display())
+            format!("--kubeconfig {} leads to it", own.kubeconfig.display())
         }
-        ember_apiserver::Error::Io { .. } => {
+        ember_apiserver::Error::Io { .. }
+        | ember_apiserver::Error::Store(ember_apiserver::OpenError::Io { .. }) => {
             "name a folder that this user may write with --data-dir; `ember doctor` looks at the usual one"
                 .to_owned()
         }
