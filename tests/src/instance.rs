@@ -57,13 +57,31 @@ impl Ember {
 
     /// The same with further arguments of `ember up`.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("ember-test-").tempdir().expect("a temporary folder");
-        Self::start_in(Arc::new(dir), arguments).await
+        Self::start_by(&[], arguments).await
     }
 
-    async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
+    /// The same by another program, which gets the command line as further arguments and has to become what they say,
+    /// as `env` does.
+    pub async fn start_by(starter: &[&str], arguments: &[&str]) -> Self {
+        Self::start_in(Arc::new(folder()), starter, arguments).await
+    }
+
+    /// The same on a folder of the caller's, in which the data folder is made.
+    pub async fn start_on(folder: TempDir, starter: &[&str]) -> Self {
+        Self::start_in(Arc::new(folder), starter, &[]).await
+    }
+
+    async fn start_in(dir: Arc<TempDir>, starter: &[&str], arguments: &[&str]) -> Self {
         let gateway: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
-        let mut child = Command::new(program())
+        let mut command = match starter {
+            [] => Command::new(program()),
+            [starter, first @ ..] => {
+                let mut command = Command::new(starter);
+                command.args(first).arg(program());
+                command
+            }
+        };
+        let mut child = command
             .args(["up", "--api", "127.0.0.1:0", "--data-dir"])
             .arg(dir.path().join("data"))
             .args(gateway)
@@ -108,7 +126,7 @@ impl Ember {
         self.child.wait().expect("a child");
         let dir = Arc::clone(&self.dir);
         drop(self);
-        Self::start_in(dir, &[]).await
+        Self::start_in(dir, &[], &[]).await
     }
 
     /// Ctrl-C; returns how long it took, and whether it ended well.
@@ -213,6 +231,12 @@ impl Drop for Ember {
             eprintln!("what ember said:\n{}", self.output());
         }
     }
+}
+
+/// A folder for an instance.
+#[must_use]
+pub fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("ember-test-").tempdir().expect("a temporary folder")
 }
 
 /// Runs a program with a kubeconfig for `ember` and kubectl alike.

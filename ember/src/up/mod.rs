@@ -23,6 +23,7 @@ use anyhow::{Context, bail};
 use ember_apiserver::ApiServer;
 use ember_dataplane::io::{Io, SystemClock};
 use ember_dataplane::port;
+use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
 use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
@@ -237,6 +238,10 @@ impl Instance {
             listen_internal: Some(SocketAddr::new(addresses.gateway, INTERNAL_PORT)),
             ingress_class: seed::INGRESS_CLASS.to_owned(),
             service_host: format!("ember-gateway.knative-serving.svc.{CLUSTER_DOMAIN}"),
+            server: server::Options {
+                max_connections: descriptors::clients(self.files),
+                ..ember_ingress::Config::default().server
+            },
             drain_timeout: GATEWAY_DRAIN,
             ..ember_ingress::Config::default()
         };
@@ -378,7 +383,8 @@ impl Instance {
         say(format!("  gateway     http://{}", self.gateway));
         say(format!("  api         https://{}", self.api));
         say(format!("  kubeconfig  {}", self.kubeconfig.display()));
-        say(format!("  limits      {} open files", self.files));
+        let clients = descriptors::clients(self.files);
+        say(format!("  limits      {} open files, at most {clients} clients at a time", self.files));
         for role in &self.without {
             let place = match role {
                 Role::Activator => format!(", expected at {}", self.addresses.activator),
