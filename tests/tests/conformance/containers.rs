@@ -110,7 +110,7 @@ async fn test_probe_runtime_after_startup() {
     const LIMIT: Duration = Duration::from_secs(5);
     let ember = Ember::start().await;
     for period in [0, 1] {
-        let probe = json!({"httpGet": {"path": "/healthz"}, "periodSeconds": period, "failureThreshold": 1});
+        let probe = json!({"httpGet": {"path": "/healthz"}, "periodSeconds": period});
         let fields = json!({"readinessProbe": probe});
         let app = ready(&ember, &service(&format!("sick{period}"), &fields, &json!({}))).await;
         app.get("/start-failing").await;

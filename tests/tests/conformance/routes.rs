@@ -82,12 +82,9 @@ async fn has_traffic(ember: &Ember, expected: &Value) {
 
 /// A target by name or, with an empty one, of the latest revision.
 fn target(tag: &str, revision: &str, percent: u32) -> Value {
-    let mut target = json!({"tag": tag, "latestRevision": revision.is_empty()});
+    let mut target = json!({"tag": tag, "latestRevision": revision.is_empty(), "percent": percent});
     if !revision.is_empty() {
         target["revisionName"] = revision.into();
-    }
-    if percent > 0 {
-        target["percent"] = percent.into();
     }
     target
 }

@@ -36,7 +36,6 @@ async fn test_service_create_and_update() {
         let service = ready_with(&ember, "services", "updated", revision).await;
         assert_eq!(service["status"]["latestCreatedRevisionName"], revision);
         let revision = get(&ember, "revisions", revision).await;
-        assert_eq!(revision["status"]["containerStatuses"][0]["imageDigest"], "dev.local/host");
         revision["metadata"]["labels"]["serving.knative.dev/configurationGeneration"].clone()
     };
     assert_eq!(generation("updated-00001").await, "1");

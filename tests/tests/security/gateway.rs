@@ -13,7 +13,8 @@ use crate::app::{service, started};
 /// Headers by which Knative's components talk to each other.
 const INTERNAL: [(&str, &str); 8] = [
     ("K-Kubelet-Probe", "true"),
-    ("K-Proxy-Request", "activator"),
+    // The activator sets it itself.
+    ("K-Proxy-Request", "somebody"),
     ("K-Original-Host", "other.default.localhost"),
     ("K-Passthrough-Lb", "true"),
     ("Knative-Direct-Lb", "true"),
@@ -37,7 +38,9 @@ async fn headers_of_embers_own_are_taken_from_clients() {
         assert_eq!(answer.status, StatusCode::OK, "{sent:?}: {}", answer.text);
         let got: Value = serde_json::from_str(&answer.text).unwrap();
         for (name, _) in &INTERNAL {
-            assert_eq!(got[name.to_ascii_lowercase()], Value::Null, "{sent:?}");
+            let value = &got[name.to_ascii_lowercase()];
+            let own = *name == "K-Proxy-Request" && *value == json!(["activator"]);
+            assert!(value.is_null() || own, "{sent:?}: {name}: {value}");
         }
         assert_eq!(got["host"], json!([host("plain")]), "{sent:?}");
         // The program that answers is the host's, whatever else the client said.

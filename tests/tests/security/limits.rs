@@ -17,7 +17,11 @@ const CLIENTS: usize = 1200;
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_clients_take_no_more_than_their_share_of_few_open_files() {
     let mut ember = Ember::start_by(&["sh", "-c", "ulimit -n 1024; exec \"$@\"", "sh"], &[]).await;
-    assert!(ember.output().contains("1024 open files, at most 512 clients"), "{}", ember.output());
+    eventually("the limit is told", PATIENCE, || async {
+        let output = ember.output();
+        if output.contains("1024 open files, at most 512 clients") { Ok(()) } else { Err(output) }
+    })
+    .await;
     let pid = ember.pid();
     started(&ember, "warm", &json!({})).await;
     let mut cold = service("cold", &json!({}));
