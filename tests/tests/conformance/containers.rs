@@ -109,7 +109,7 @@ async fn test_probe_runtime_after_startup() {
     /// What upstream's client gives a request.
     const LIMIT: Duration = Duration::from_secs(5);
     let ember = Ember::start().await;
-    for period in [0, 1] {
+    let fails = async |period: u32| {
         let probe = json!({"httpGet": {"path": "/healthz"}, "periodSeconds": period});
         let fields = json!({"readinessProbe": probe});
         let app = ready(&ember, &service(&format!("sick{period}"), &fields, &json!({}))).await;
@@ -125,7 +125,8 @@ async fn test_probe_runtime_after_startup() {
             }
         })
         .await;
-    }
+    };
+    tokio::join!(fails(0), fails(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
