@@ -38,6 +38,7 @@ mod watch;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -121,7 +122,8 @@ fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("lock");
     let io = |source| Error::Io { path: path.clone(), source };
     let mut options = File::options();
-    let mut file = options.create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
+    let mut file =
+        options.create(true).truncate(false).read(true).write(true).mode(0o600).open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

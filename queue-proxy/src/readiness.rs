@@ -39,6 +39,7 @@ struct Known {
     /// Whether the app has ever been ready.
     started: bool,
     failures: u32,
+    /// When the latest look began.
     at: Instant,
 }
 
@@ -110,7 +111,7 @@ impl Readiness {
     async fn start(&self, revision: &str) {
         join_all(self.0.probes.iter().map(|probe| self.0.until_success(probe))).await;
         tracing::debug!(target: "ember::coldstart", phase = "app_listening", revision);
-        self.0.record(true);
+        self.0.record(true, Instant::now());
     }
 
     /// Looks again whenever nobody has asked for longer than a kubelet would wait.
@@ -118,12 +119,13 @@ impl Readiness {
         let Some(period) = self.0.probes.iter().map(Probe::period).min() else {
             return std::future::pending().await;
         };
-        // Half a period of patience, or kubelet's own probes would always come a moment too late.
-        let period = period.mul_f32(1.5);
         loop {
-            let last = self.0.known.borrow().at;
-            if last.elapsed() < period {
-                tokio::time::sleep_until(last + period).await;
+            let known = *self.0.known.borrow();
+            // Half a period of patience, or kubelet's own probes would always come a moment too late. Not while they
+            // fail: where there is no kubelet, an app that fails is to be known as such no later than by one.
+            let patience = if known.failures == 0 { period.mul_f32(1.5) } else { period };
+            if known.at.elapsed() < patience {
+                tokio::time::sleep_until(known.at + patience).await;
             } else {
                 self.look().await;
             }
@@ -159,11 +161,12 @@ impl Readiness {
                 _ => {
                     let inner = Arc::clone(&self.0);
                     let task = tokio::spawn(async move {
+                        let begun = Instant::now();
                         let ready = tokio::select! {
                             ready = inner.evaluate() => ready,
                             () = inner.stop.cancelled() => false,
                         };
-                        inner.record(ready);
+                        inner.record(ready, begun);
                         ready
                     });
                     let look = task.map(|done| done.unwrap_or(false)).boxed().shared();
@@ -229,10 +232,11 @@ impl Inner {
         }
     }
 
-    fn record(&self, ready: bool) {
+    /// Takes note of what a look showed that began at `begun`.
+    fn record(&self, ready: bool, begun: Instant) {
         let threshold = self.probes.iter().map(|probe| probe.failure_threshold).min().unwrap_or(1);
         self.known.send_modify(|known| {
-            known.at = Instant::now();
+            known.at = begun;
             if ready {
                 *known = Known { ready: true, started: true, failures: 0, ..*known };
             } else {

@@ -43,10 +43,17 @@ impl Client {
     /// # Errors
     /// When there is no whole answer.
     pub async fn get(&self, host: &str, path: &str) -> Result<Answer, String> {
-        let request = Request::get(format!("http://{}{path}", self.gateway))
-            .header(http::header::HOST, host)
-            .body(Empty::new())
-            .map_err(|e| e.to_string())?;
+        self.get_with(host, path, &[]).await
+    }
+
+    /// The same with further headers.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn get_with(&self, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
+        let request = Request::get(format!("http://{}{path}", self.gateway)).header(http::header::HOST, host);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
         let exchange = async {
             let response = self.inner.request(request).await.map_err(|e| format!("{e:?}"))?;
             let (parts, body) = response.into_parts();

@@ -57,14 +57,28 @@ impl Ember {
 
     /// The same with further arguments of `ember up`.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("ember-test-").tempdir().expect("a temporary folder");
-        Self::start_in(Arc::new(dir), arguments).await
+        Self::start_by(&[], arguments).await
+    }
+
+    /// The same by another program, which gets the command line as further arguments and has to become what they say,
+    /// as `env` does.
+    pub async fn start_by(starter: &[&str], arguments: &[&str]) -> Self {
+        Self::start_by_in(Arc::new(folder()), starter, arguments).await
+    }
+
+    /// The same on a folder of the caller's, in which the data folder is made.
+    pub async fn start_on(folder: TempDir, starter: &[&str]) -> Self {
+        Self::start_by_in(Arc::new(folder), starter, &[]).await
     }
 
     /// The same on the data folder `data` in `dir`, which may be one of before.
     pub async fn start_in(dir: Arc<TempDir>, arguments: &[&str]) -> Self {
+        Self::start_by_in(dir, &[], arguments).await
+    }
+
+    async fn start_by_in(dir: Arc<TempDir>, starter: &[&str], arguments: &[&str]) -> Self {
         let gateway: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
-        let mut child = command(dir.path(), gateway)
+        let mut child = command(dir.path(), starter, gateway)
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -224,7 +238,7 @@ impl Remains {
 
     /// Starts another instance and ends it with SIGKILL after `life`, wherever its start has got to by then.
     pub async fn start_and_crash(&self, life: Duration) {
-        let mut child = command(self.dir.path(), &["--http", "127.0.0.1:0"])
+        let mut child = command(self.dir.path(), &[], &["--http", "127.0.0.1:0"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -235,9 +249,16 @@ impl Remains {
     }
 }
 
-/// `ember up` on the data folder in `dir`.
-fn command(dir: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program());
+/// `ember up` on the data folder in `dir`, by `starter` if there is one.
+fn command(dir: &Path, starter: &[&str], arguments: &[&str]) -> Command {
+    let mut command = match starter {
+        [] => Command::new(program()),
+        [starter, first @ ..] => {
+            let mut command = Command::new(starter);
+            command.args(first).arg(program());
+            command
+        }
+    };
     command.args(["up", "--api", "127.0.0.1:0", "--data-dir"]).arg(dir.join("data")).args(arguments);
     command.stdin(Stdio::null());
     command
@@ -251,6 +272,12 @@ impl Drop for Ember {
             eprintln!("what ember said:\n{}", self.output());
         }
     }
+}
+
+/// A folder for an instance.
+#[must_use]
+pub fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("ember-test-").tempdir().expect("a temporary folder")
 }
 
 /// Runs a program with a kubeconfig for `ember` and kubectl alike.

@@ -54,6 +54,36 @@ fn what_the_autoscalers_table_names_is_there() {
     check("docs/autoscaler-contract.md", is_id, 104);
 }
 
+#[test]
+fn what_is_said_of_security_is_tested() {
+    check("docs/security.md", |id| id.starts_with("S-"), 12);
+}
+
+#[test]
+fn upstreams_conformance_tests_are_ours_or_say_why_not() {
+    let table = fs::read_to_string(root().join("docs/compatibility.md")).unwrap();
+    let functions = functions();
+    let (mut tests, mut wrong) = (BTreeSet::new(), Vec::new());
+    for line in table.lines().filter(|line| line.starts_with("| Test")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, upstream, ours, remarks, _] = cells[..] else { panic!("three cells: {line}") };
+        if !tests.insert(upstream.to_owned()) {
+            wrong.push(format!("{upstream} stands twice"));
+        }
+        let is_there = match ours.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) {
+            Some(name) => functions
+                .get(name)
+                .is_some_and(|files| files.iter().any(|file| file.contains("/tests/tests/"))),
+            None => ours == "none" && !remarks.is_empty(),
+        };
+        if !is_there {
+            wrong.push(format!("{upstream}: {ours}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(tests.len(), 51, "tests");
+}
+
 fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
     let table = fs::read_to_string(root().join(table)).unwrap();
     let functions = functions();

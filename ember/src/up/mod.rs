@@ -24,6 +24,7 @@ use anyhow::{Context, bail};
 use ember_apiserver::ApiServer;
 use ember_dataplane::io::{Io, SystemClock};
 use ember_dataplane::port;
+use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
 use ember_node::address::Block;
 use ember_reconcile::cache::Cache;
@@ -252,6 +253,10 @@ impl Instance {
             listen_internal: Some(SocketAddr::new(addresses.gateway, addresses.internal_port)),
             ingress_class: seed::INGRESS_CLASS.to_owned(),
             service_host: service_host(),
+            server: server::Options {
+                max_connections: descriptors::clients(self.files),
+                ..ember_ingress::Config::default().server
+            },
             drain_timeout: GATEWAY_DRAIN,
             ..ember_ingress::Config::default()
         };
@@ -394,7 +399,8 @@ impl Instance {
         say(format!("  gateway     http://{}", self.gateway));
         say(format!("  api         https://{}", self.api));
         say(format!("  kubeconfig  {}", self.kubeconfig.display()));
-        say(format!("  limits      {} open files", self.files));
+        let clients = descriptors::clients(self.files);
+        say(format!("  limits      {} open files, at most {clients} clients at a time", self.files));
         if let Some(reason) = &self.no_names {
             say(format!(
                 "  names       services cannot call each other by cluster-local URLs ({reason}); see docs/operations.md"

@@ -142,6 +142,21 @@ async fn callers_share_one_look_and_the_next_one_looks_again() {
     }
 }
 
+/// As long as with a kubelet that asks every ten seconds: three failures, and what has passed of a look's patience.
+#[tokio::test(start_paused = true)]
+async fn unasked_an_app_that_fails_is_known_within_45_seconds() {
+    let (status_of, seen) = (Arc::new(AtomicUsize::new(200)), Arc::default());
+    let memory = Memory::new();
+    let _app = told(&memory, &status_of, &seen);
+    let mut sidecar = simulate(&memory, r#"{"httpGet":{"port":8080}}"#).await;
+    sidecar.until_ready().await;
+    status_of.store(500, Ordering::SeqCst);
+    let begun = Instant::now();
+    sidecar.ready.wait_for(|ready| !ready).await.unwrap();
+    let took = begun.elapsed();
+    assert!(40 * S < took && took < 46 * S, "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_aggressive_probe_tries_often_for_ten_seconds_until_enough_successes_in_a_row() {
     let (status_of, seen) =

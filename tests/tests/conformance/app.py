@@ -1,8 +1,9 @@
 # Answers with what a container sees. `READY_DELAY` and `LISTEN_DELAY` are seconds from its start. With `PORT` 0 it tells
 # its port in `PORT_FILE`, where `/forward` finds it.
-import http.server, json, os, pathlib, sys, time, urllib.parse, urllib.request
+import http.server, json, os, pathlib, stat, sys, threading, time, urllib.parse, urllib.request
 
 began, count, failing = time.monotonic(), 0, False
+alone = threading.Lock()
 
 
 def info():
@@ -14,6 +15,12 @@ def info():
         "cwd": os.getcwd(),
         "eof": sys.stdin.read() == "",
     }
+
+
+def seen(path):
+    mode = os.lstat(path).st_mode
+    target = os.readlink(path) if stat.S_ISLNK(mode) else None
+    return {"mode": stat.filemode(os.stat(path).st_mode), "target": target, "writable": os.access(path, os.W_OK)}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,6 +39,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 text = str(count)
             elif url.path == "/info":
                 text = json.dumps(info())
+            elif url.path == "/headers":
+                text = json.dumps({name.lower(): self.headers.get_all(name) for name in self.headers.keys()})
+            elif url.path == "/file":
+                text = json.dumps(seen(url.query))
+            elif url.path == "/alone":
+                if not alone.acquire(blocking=False):
+                    raise RuntimeError("two requests at once")
+                time.sleep(0.1)
+                alone.release()
+                text = "One at a time"
+            elif url.path == "/sleep":
+                first, then = (float(seconds) for seconds in url.query.split(","))
+                time.sleep(first)
+                self.send_response(200)
+                self.send_header("Content-Length", "6")
+                self.end_headers()
+                self.wfile.write(b"S")
+                time.sleep(then)
+                self.wfile.write(b"lept.")
+                return
             elif url.path == "/forward":
                 port = pathlib.Path(os.environ["PORT_FILE"]).read_text()
                 text = urllib.request.urlopen(f"http://127.0.0.1:{port}/name").read().decode()

@@ -1,5 +1,7 @@
 //! Several containers, and what probes make of them.
 
+use std::time::Duration;
+
 use ember_tests::instance::Ember;
 use ember_tests::{PATIENCE, eventually};
 use serde_json::json;
@@ -100,6 +102,31 @@ async fn test_probe_runtime() {
         let client = ember_tests::http::Client::new(ember.gateway);
         client.ok(&ember_tests::http::host(name), "/name").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn test_probe_runtime_after_startup() {
+    /// What upstream's client gives a request.
+    const LIMIT: Duration = Duration::from_secs(5);
+    let ember = Ember::start().await;
+    let fails = async |period: u32| {
+        let probe = json!({"httpGet": {"path": "/healthz"}, "periodSeconds": period});
+        let fields = json!({"readinessProbe": probe});
+        let app = ready(&ember, &service(&format!("sick{period}"), &fields, &json!({}))).await;
+        app.get("/start-failing").await;
+        // Requests that are on their way, or come before the probe does, are answered.
+        eventually("nothing goes to an app that is not ready", PATIENCE, || async {
+            let asked = tokio::time::timeout(LIMIT, app.client.get(&app.host, "/name")).await;
+            match asked {
+                Err(_) => Ok(()),
+                Ok(Ok(answer)) if answer.status == 503 => Ok(()),
+                Ok(Ok(answer)) if answer.status == 200 => Err(answer.text),
+                Ok(other) => panic!("period {period}: {other:?}"),
+            }
+        })
+        .await;
+    };
+    tokio::join!(fails(0), fails(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,43 @@
+//! What a broken container shows: `errorcondition_test`.
+
+use ember_tests::api;
+use ember_tests::instance::Ember;
+use serde_json::{Value, json};
+
+use crate::objects::{create, get, is_ready, until};
+
+/// Creates a service with this container and waits until it and its children have failed, with words for it.
+async fn fails(name: &str, container: &Value) {
+    let ember = Ember::start().await;
+    let service = json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"template": {
+            "metadata": {"annotations": {"serving.knative.dev/progress-deadline": "4s"}},
+            "spec": {"containers": [container]}
+        }}
+    });
+    create(&ember, "services", &service).await;
+    let failed = |object: &Value| is_ready(object, "False");
+    until(&ember, "services", name, "failed", failed).await;
+    until(&ember, "routes", name, "failed", failed).await;
+    let configuration = until(&ember, "configurations", name, "failed", failed).await;
+    let revision = configuration["status"]["latestCreatedRevisionName"].as_str().unwrap();
+    for object in [&configuration, &get(&ember, "revisions", revision).await] {
+        let ready = api::condition(object, "Ready").unwrap();
+        assert_eq!(ready["status"], "False", "{ready}");
+        for field in ["reason", "message"] {
+            assert!(ready[field].as_str().is_some_and(|text| !text.is_empty()), "{ready}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn test_container_error_msg() {
+    fails("missing", &json!({"image": "registry.invalid/no/such-image"})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn test_container_exiting_msg() {
+    let script = "echo this container ends >&2; exit 5";
+    fails("exiting", &json!({"image": "dev.local/host", "command": ["sh", "-c", script]})).await;
+}
