@@ -7,6 +7,10 @@
     reason = "a panic is how a test fails, and a skip is told"
 )]
 
+mod client;
+mod creating;
+mod showing;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -215,8 +219,8 @@ async fn kubectl_shows_what_is_wrong_with_a_manifest() {
     let map = c.file("map.yaml", map);
     let error = c.fails(&["apply", "-f", map.to_str().unwrap()]).await;
     assert!(error.contains("unknown field \"dta\""), "{error}");
-    let error = c.fails(&["create", "namespace", "x"]).await;
-    assert!(error.contains("protobuf"), "{error}");
+    let error = c.fails(&["create", "deployment", "d", "--image=i"]).await;
+    assert!(error.contains("a Deployment of apps/v1 is not read from protobuf"), "{error}");
     c.stop().await;
 }
 
