@@ -60,8 +60,15 @@ async fn horizontal_pod_autoscalers_are_refused_with_advice() {
              maxReplicas: 2, scaleTargetRef: {{ apiVersion: apps/v1, kind: Deployment, name: {target} }} }}\n"
         )
     };
-    let file = c.file("d.yaml", "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {selector: \
-        {matchLabels: {a: d}}, template: {metadata: {labels: {a: d}}, spec: {containers: [{name: c, image: i}]}}}}");
+    let deployment = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: d }
+spec:
+  selector: { matchLabels: { a: d } }
+  template: { metadata: { labels: { a: d } }, spec: { containers: [{ name: c, image: i }] } }
+";
+    let file = c.file("d.yaml", deployment);
     c.works(&["apply", "-f", file.to_str().unwrap()]).await;
     for version in ["v1", "v2"] {
         let file = c.file("hpa.yaml", &manifest(version, "d"));
