@@ -72,14 +72,21 @@ async fn lists_come_in_pages_and_watches_resume() {
     let mut watch = api.watch(&WatchParams::default(), &version).await.unwrap().boxed();
     let event = tokio::time::timeout(LIMIT, watch.try_next()).await.unwrap().unwrap().unwrap();
     assert!(matches!(event, WatchEvent::Added(o) if o.name_any() == "f"));
-    let mut watch = api.watch(&WatchParams::default(), "1").await.unwrap().boxed();
-    let event = tokio::time::timeout(LIMIT, watch.next()).await.unwrap().unwrap();
-    match event {
-        Ok(WatchEvent::Error(status)) => assert_eq!((status.code, status.reason.as_str()), (410, "Expired")),
-        // What happened since the start is still remembered: then it is all told.
-        Ok(WatchEvent::Added(_)) => {}
-        other => panic!("{other:?}"),
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_before_what_is_remembered_is_told_so() {
+    let c = Cluster::start_with(|config| config.watch_history = 2).await;
+    let api: Api<ConfigMap> = Api::default_namespaced(client(&c).await);
+    let first = api.create(&PostParams::default(), &map("a")).await.unwrap().resource_version().unwrap();
+    for name in ["b", "c", "d"] {
+        api.create(&PostParams::default(), &map(name)).await.unwrap();
     }
+    let mut watch = api.watch(&WatchParams::default(), &first).await.unwrap().boxed();
+    let event = tokio::time::timeout(LIMIT, watch.next()).await.unwrap().unwrap();
+    let Ok(WatchEvent::Error(status)) = event else { panic!("{event:?}") };
+    assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
     c.stop().await;
 }
 

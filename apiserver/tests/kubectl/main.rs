@@ -71,8 +71,14 @@ struct Output {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = ApiServer::open(Config::new(folder.path().join("data"))).unwrap();
+        let mut config = Config::new(folder.path().join("data"));
+        change(&mut config);
+        let server = ApiServer::open(config).unwrap();
         server.set_pod_logs(Arc::new(Lines));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -136,7 +136,7 @@ async fn kubectl_logs_say_which_containers_there_are() {
 apiVersion: v1
 kind: Pod
 metadata: { name: p }
-spec: { nodeName: n, containers: [{ name: a, image: i }, { name: b, image: i }] }
+spec: { nodeName: node-1, containers: [{ name: a, image: i }, { name: b, image: i }] }
 ";
     let file = c.file("pod.yaml", pod);
     c.works(&["create", "-f", file.to_str().unwrap()]).await;
