@@ -114,9 +114,10 @@ spec:
     metadata: { annotations: { autoscaling.knative.dev/min-scale: "1" } }
     spec:
       containers:
+      - { name: web, image: dev.local/host, command: [ember, demo-app, hello], ports: [{ containerPort: 8080 }] }
       - name: app
         image: dev.local/host
-        command: [sh, -c, "echo first; echo $WORDS; exec ember demo-app hello"]
+        command: [sh, -c, "echo first; echo $WORDS; exec sleep 1000"]
         env: [{ name: WORDS, valueFrom: { configMapKeyRef: { name: greeting, key: words } } }]
 "#;
     std::fs::write(&file, manifest).unwrap();
@@ -134,7 +135,7 @@ spec:
     assert!(error.contains("previous terminated container \"app\" in pod"), "{error}");
     let path = format!("/api/v1/namespaces/team/pods/{pod}/log?container=no");
     let error = kubectl.refused(&["get", "--raw", &path]);
-    assert!(error.contains("choose one of: [app queue-proxy]"), "{error}");
+    assert!(error.contains("choose one of: [web app queue-proxy]"), "{error}");
 
     let mut follow = kubectl.command(&["logs", "-f", &pod, "-n", "team", "-c", "app"]);
     let mut follow = Running(follow.stdout(Stdio::piped()).spawn().unwrap());
