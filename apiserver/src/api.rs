@@ -21,7 +21,7 @@ use parameters::{dry_run, field_manager, field_validation, include, selector};
 use crate::admission::Admission;
 use crate::body::Body;
 use crate::kinds::Kinds;
-use crate::logs::{LogError, LogOptions, PodLogs};
+use crate::logs::PodLogs;
 use crate::object::Object;
 use crate::openapi::OpenApi;
 use crate::request::{self, Query, Target};
@@ -29,7 +29,7 @@ use crate::resource::{CONFIG_MAPS, Resource};
 use crate::status::ApiError;
 use crate::store::Store;
 use crate::verbs::Call;
-use crate::{discovery, strategy, verbs};
+use crate::{discovery, pod_log, strategy, unstored, verbs};
 
 /// Largest request body, as on a cluster.
 const BODY_LIMIT: usize = 3 << 20;
@@ -112,6 +112,9 @@ impl Api {
             let list = discovery::resource_list(group, version).ok_or_else(ApiError::no_such_path)?;
             return Ok(json_answer(StatusCode::OK, Bytes::from(list.to_string())));
         }
+        if let Some(answer) = unstored::answer((group, version, rest), parts, body, caller) {
+            return Ok(json_answer(StatusCode::CREATED, Bytes::from(answer?.to_string())));
+        }
         let target = request::target(group, version, rest)?;
         self.resource(parts, body, target, caller, warnings).await
     }
@@ -144,9 +147,10 @@ impl Api {
                 }
             }
             ["apis", group] => value(discovery::single_group(group).ok_or_else(ApiError::no_such_path)?),
-            ["openapi", "v3"] => Ok(json_answer(StatusCode::OK, self.openapi.root().clone())),
+            ["openapi", "v3"] => Ok(json_answer(StatusCode::OK, self.openapi.root(&self.kinds).clone())),
             ["openapi", "v3", path @ ..] => {
-                let document = self.openapi.document(&path.join("/")).ok_or_else(ApiError::no_such_path)?;
+                let document =
+                    self.openapi.document(&self.kinds, &path.join("/")).ok_or_else(ApiError::no_such_path)?;
                 Ok(json_answer(StatusCode::OK, document.clone()))
             }
             [] => value(
@@ -236,43 +240,7 @@ impl Api {
 
     async fn pod_log(&self, query: &Query, target: &Target, caller: &Caller) -> Answer {
         let pod = verbs::get(self, target)?;
-        let name = pod.name().to_owned();
-        let list = |path: &str| {
-            let names = pod.value().pointer(path).and_then(Value::as_array).into_iter().flatten();
-            names.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
-        };
-        let containers = list("/spec/containers");
-        let container = match (query.get("container"), containers.as_slice()) {
-            (Some(asked), all) => {
-                if !all.iter().any(|c| c == asked) && !list("/spec/initContainers").iter().any(|c| c == asked)
-                {
-                    let text = format!("container {asked} is not valid for pod {name}");
-                    return Err(ApiError::bad_request(text));
-                }
-                asked.to_owned()
-            }
-            (None, [only]) => only.clone(),
-            (None, all) => {
-                return Err(ApiError::bad_request(format!(
-                    "a container name must be specified for pod {name}, choose one of: [{}]",
-                    all.join(" ")
-                )));
-            }
-        };
-        let options = LogOptions {
-            follow: query.flag("follow"),
-            tail_lines: query.number("tailLines")?,
-            previous: query.flag("previous"),
-            since_seconds: query.number("sinceSeconds")?,
-            since_time: query.get("sinceTime").map(str::to_owned),
-            timestamps: query.flag("timestamps"),
-            limit_bytes: query.number("limitBytes")?,
-        };
-        let logs = self.logs.get().ok_or_else(|| ApiError::unavailable("no pod logs are kept here"))?;
-        let namespace = target.namespace.as_deref().unwrap_or_default();
-        let stream = logs.logs(namespace, &name, &container, options).await.map_err(|e| match e {
-            LogError::NotFound(text) | LogError::Unavailable(text) => ApiError::bad_request(text),
-        })?;
+        let stream = pod_log::open(&self.logs, &pod, target.resource(), query).await?;
         let stop = caller.stop.clone().cancelled_owned();
         let stream = futures::StreamExt::take_until(stream, stop);
         let mut response = Response::new(Body::Stream(Box::pin(stream)));

@@ -1,4 +1,4 @@
-//! Request bodies: JSON (or YAML) to a value, with the duplicate fields that strict decoding reports.
+//! Request bodies: JSON (or YAML, or protobuf) to a value, with the duplicate fields that strict decoding reports.
 
 use std::fmt;
 
@@ -6,6 +6,7 @@ use http::{HeaderMap, header};
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::protobuf;
 use crate::status::ApiError;
 
 /// How unknown and duplicate fields are treated.
@@ -21,25 +22,23 @@ pub(crate) enum FieldValidation {
 pub(crate) enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// The form of the body of a create or update.
 ///
 /// # Errors
-/// 415 for protobuf and everything else that is not JSON or YAML.
+/// 415 for everything that is not JSON, YAML or protobuf.
 pub(crate) fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Json) };
     let text = value.to_str().unwrap_or_default();
     match text.split(';').next().unwrap_or_default().trim() {
         "" | "application/json" => Ok(Encoding::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Encoding::Yaml),
-        "application/vnd.kubernetes.protobuf" => Err(ApiError::unsupported_media_type(
-            "the body of the request is protobuf, which this server does not read; accepted media types include: \
-             application/json, application/yaml (with kubectl, write the object to a file and use create -f)",
-        )),
+        "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
         _ => Err(ApiError::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml",
+             application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
@@ -47,7 +46,7 @@ pub(crate) fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
 /// Parses a body. Returns the paths of duplicate fields too; of those the last one counts.
 ///
 /// # Errors
-/// 400 when it is not one JSON (or YAML) document.
+/// 400 when it is not one document of its encoding; 415 for a kind that is not read from protobuf.
 pub(crate) fn parse(body: &[u8], encoding: Encoding) -> Result<(Value, Vec<String>), ApiError> {
     let mut duplicates = Vec::new();
     let seed = Tracked { path: Path::Root, duplicates: &mut duplicates };
@@ -61,6 +60,8 @@ pub(crate) fn parse(body: &[u8], encoding: Encoding) -> Result<(Value, Vec<Strin
         Encoding::Yaml => seed
             .deserialize(serde_norway::Deserializer::from_slice(body))
             .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))?,
+        // Its fields have numbers: unknown ones are skipped, and a second one counts, by the rules of protobuf.
+        Encoding::Protobuf => protobuf::decode(body)?,
     };
     Ok((value, duplicates))
 }

@@ -4,6 +4,7 @@ use http::{HeaderMap, header};
 use serde_json::{Value, json};
 
 use crate::resource::{RESOURCES, Resource, group_versions};
+use crate::unstored::{UNSTORED, Unstored};
 
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
@@ -30,6 +31,10 @@ pub(crate) fn aggregated(headers: &HeaderMap) -> Option<(&'static str, &'static 
 
 fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
     RESOURCES.iter().filter(move |r| r.group == group && r.version == version)
+}
+
+fn unstored(group: &str, version: &str) -> impl Iterator<Item = &'static Unstored> {
+    UNSTORED.iter().filter(move |r| r.group == group && r.version == version)
 }
 
 /// Subresources as `(name, group, version, kind, verbs)`.
@@ -124,6 +129,16 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
             resources.push(entry);
         }
     }
+    resources.extend(unstored(group, version).map(|resource| {
+        let mut entry = json!({
+            "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
+            "kind": resource.kind, "verbs": resource.verbs,
+        });
+        if !resource.short_names.is_empty() {
+            entry["shortNames"] = json!(resource.short_names);
+        }
+        entry
+    }));
     let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     (!resources.is_empty()).then(|| {
         json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources })
@@ -140,8 +155,10 @@ pub(crate) fn aggregate(version: &str, core: bool) -> Value {
                 .into_iter()
                 .filter(|(g, _)| *g == name)
                 .map(|(g, v)| {
-                    json!({ "version": v, "freshness": "Current",
-                            "resources": of(g, v).map(aggregate_resource).collect::<Vec<_>>() })
+                    let stored = of(g, v).map(aggregate_resource);
+                    let resources: Vec<Value> =
+                        stored.chain(unstored(g, v).map(aggregate_unstored)).collect();
+                    json!({ "version": v, "freshness": "Current", "resources": resources })
                 })
                 .collect();
             let metadata = if name.is_empty() { json!({}) } else { json!({ "name": name }) };
@@ -175,6 +192,20 @@ fn aggregate_resource(resource: &'static Resource) -> Value {
     }
     if !subresources.is_empty() {
         entry["subresources"] = subresources.into();
+    }
+    entry
+}
+
+fn aggregate_unstored(resource: &Unstored) -> Value {
+    let mut entry = json!({
+        "resource": resource.plural,
+        "responseKind": { "group": resource.group, "version": resource.version, "kind": resource.kind },
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs,
+    });
+    if !resource.short_names.is_empty() {
+        entry["shortNames"] = json!(resource.short_names);
     }
     entry
 }

@@ -21,8 +21,11 @@ mod metadata;
 mod object;
 mod openapi;
 mod patch;
+mod pod_log;
+mod protobuf;
 mod request;
 mod resource;
+mod review;
 mod selector;
 mod server;
 mod status;
@@ -32,6 +35,7 @@ mod strategy;
 mod structure;
 mod table;
 mod typed;
+mod unstored;
 mod verbs;
 mod watch;
 
@@ -170,7 +174,7 @@ impl ApiServer {
         let kinds = Kinds::new();
         let api = Arc::new(Api {
             store,
-            openapi: OpenApi::new(&kinds),
+            openapi: OpenApi::default(),
             kinds,
             admission: config.admission,
             configured: Mutex::new(None),

@@ -1,5 +1,7 @@
 //! The registry: which resources are served, and how each is named, scoped and kept.
 
+use crate::unstored::UNSTORED;
+
 /// What an acknowledged write of a resource has survived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -253,8 +255,8 @@ pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<usize> {
 /// Group and version pairs in the order of discovery, each once.
 pub(crate) fn group_versions() -> Vec<(&'static str, &'static str)> {
     let mut all = Vec::new();
-    for resource in &RESOURCES {
-        let pair = (resource.group, resource.version);
+    let stored = RESOURCES.iter().map(|r| (r.group, r.version));
+    for pair in stored.chain(UNSTORED.iter().map(|r| (r.group, r.version))) {
         if !all.contains(&pair) {
             all.push(pair);
         }

@@ -94,6 +94,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(json!({})))
     }
 
+    /// A kind that is known, and not served on purpose; the message says what to do instead.
+    pub(crate) fn refused(message: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(json!({})))
+    }
+
     pub(crate) fn already_exists(resource: &Resource, name: &str) -> Self {
         let message = format!("{} {name:?} already exists", resource.qualified());
         Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(Self::about(resource, name)))

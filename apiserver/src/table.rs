@@ -153,17 +153,44 @@ fn endpoints(value: &Value) -> Value {
             }
         }
     }
-    if all.len() > 3 {
-        let more = all.len() - 3;
-        return format!("{} + {more} more...", all[..3].join(",")).into();
+    shortened(all)
+}
+
+/// The first three of many.
+fn shortened(all: Vec<String>) -> Value {
+    match all.get(..3) {
+        Some(first) if all.len() > 3 => format!("{} + {} more...", first.join(","), all.len() - 3).into(),
+        _ => joined(all.into_iter()),
     }
-    joined(all.into_iter())
 }
 
 fn last_seen(event: &Value) -> Value {
-    let times = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-    let seen = times.iter().find_map(|path| at(event, path).as_str());
-    seen.map_or_else(|| "<unknown>".into(), |t| age_of(t, jiff::Timestamp::now()).into())
+    ago(event, &["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"])
+}
+
+fn first_seen(event: &Value) -> Value {
+    ago(event, &["/firstTimestamp", "/eventTime", "/metadata/creationTimestamp"])
+}
+
+/// How long ago the first of these times was that is there.
+fn ago(value: &Value, times: &[&str]) -> Value {
+    let time = times.iter().find_map(|path| at(value, path).as_str());
+    time.map_or_else(|| "<unknown>".into(), |t| age_of(t, jiff::Timestamp::now()).into())
+}
+
+fn event_source(event: &Value) -> Value {
+    let own = |path| at(event, path).as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let component = own("/source/component").or_else(|| own("/reportingComponent"));
+    joined(component.into_iter().chain(own("/source/host")))
+}
+
+fn slice_ports(slice: &Value) -> Value {
+    joined(items(slice, "/ports").map(|port| text(port, "/port").replace("<none>", "*")))
+}
+
+fn slice_endpoints(slice: &Value) -> Value {
+    let addresses = items(slice, "/endpoints").flat_map(|e| items(e, "/addresses")).filter_map(Value::as_str);
+    shortened(addresses.map(str::to_owned).collect())
 }
 
 fn event_object(event: &Value) -> Value {
@@ -213,17 +240,29 @@ pub(crate) fn builtin(resource: &Resource) -> Vec<Column> {
         ("", "namespaces") => vec![c("Status", 0, |v| text(v, "/status/phase").into()), Column::age()],
         ("", "endpoints") => vec![c("Endpoints", 0, endpoints), Column::age()],
         ("", "events") => {
-            let mut columns = vec![
+            // Events are told by what happened, their generated names say nothing.
+            return vec![
                 c("Last Seen", 0, last_seen),
                 c("Type", 0, |v| text(v, "/type").into()),
                 c("Reason", 0, |v| text(v, "/reason").into()),
                 c("Object", 0, event_object),
+                c("Subobject", 1, |v| at(v, "/involvedObject/fieldPath").as_str().unwrap_or_default().into()),
+                c("Source", 1, event_source),
                 c("Message", 0, |v| at(v, "/message").as_str().unwrap_or_default().trim().into()),
+                c("First Seen", 1, first_seen),
+                c("Count", 1, |v| count(v, "/count").max(1).into()),
+                c("Name", 1, |v| text(v, "/metadata/name").into()),
             ];
-            // Events are told by what happened, their generated names say nothing.
-            columns.push(c("Name", 1, |v| text(v, "/metadata/name").into()));
-            return columns;
         }
+        ("", "serviceaccounts") => {
+            vec![c("Secrets", 0, |v| items(v, "/secrets").count().into()), Column::age()]
+        }
+        ("discovery.k8s.io", "endpointslices") => vec![
+            c("AddressType", 0, |v| text(v, "/addressType").into()),
+            c("Ports", 0, slice_ports),
+            c("Endpoints", 0, slice_endpoints),
+            Column::age(),
+        ],
         ("coordination.k8s.io", "leases") => {
             vec![c("Holder", 0, |v| text(v, "/spec/holderIdentity").into()), Column::age()]
         }

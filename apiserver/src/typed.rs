@@ -3,38 +3,70 @@
 use k8s_openapi::api::{
     apps::v1 as apps, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
 };
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::resource::Resource;
 
+/// What a kind's type can do for us.
+struct Shape {
+    /// The value as its type writes it; an error says what does not fit.
+    round_trip: fn(&Value) -> Result<Value, String>,
+    /// Adds the schema, and those it refers to, to the definitions; returns its name there.
+    describe: fn(&mut SchemaGenerator) -> String,
+}
+
+impl Shape {
+    const fn of<T: DeserializeOwned + Serialize + JsonSchema>() -> Self {
+        Self { round_trip: round_trip::<T>, describe: describe::<T> }
+    }
+}
+
+fn shape(resource: &Resource) -> Option<Shape> {
+    let shape = match (resource.group, resource.plural) {
+        ("", "namespaces") => Shape::of::<core::Namespace>(),
+        ("", "configmaps") => Shape::of::<core::ConfigMap>(),
+        ("", "secrets") => Shape::of::<core::Secret>(),
+        ("", "services") => Shape::of::<core::Service>(),
+        ("", "endpoints") => Shape::of::<core::Endpoints>(),
+        ("", "pods") => Shape::of::<core::Pod>(),
+        ("", "events") => Shape::of::<core::Event>(),
+        ("", "serviceaccounts") => Shape::of::<core::ServiceAccount>(),
+        ("apps", "deployments") => Shape::of::<apps::Deployment>(),
+        ("discovery.k8s.io", "endpointslices") => Shape::of::<discovery::EndpointSlice>(),
+        ("coordination.k8s.io", "leases") => Shape::of::<coordination::Lease>(),
+        _ => return None,
+    };
+    Some(shape)
+}
+
 /// Removes from `value` what its type does not know, and collects the paths of it.
 ///
 /// # Errors
 /// What does not fit the type.
 pub(crate) fn check(resource: &Resource, value: &mut Value, unknown: &mut Vec<String>) -> Result<(), String> {
-    let canonical = match (resource.group, resource.plural) {
-        ("", "namespaces") => round_trip::<core::Namespace>(value),
-        ("", "configmaps") => round_trip::<core::ConfigMap>(value),
-        ("", "secrets") => round_trip::<core::Secret>(value),
-        ("", "services") => round_trip::<core::Service>(value),
-        ("", "endpoints") => round_trip::<core::Endpoints>(value),
-        ("", "pods") => round_trip::<core::Pod>(value),
-        ("", "events") => round_trip::<core::Event>(value),
-        ("", "serviceaccounts") => round_trip::<core::ServiceAccount>(value),
-        ("apps", "deployments") => round_trip::<apps::Deployment>(value),
-        ("discovery.k8s.io", "endpointslices") => round_trip::<discovery::EndpointSlice>(value),
-        ("coordination.k8s.io", "leases") => round_trip::<coordination::Lease>(value),
-        _ => return Ok(()),
-    }?;
+    let Some(shape) = shape(resource) else { return Ok(()) };
+    let canonical = (shape.round_trip)(value)?;
     retain_known(value, &canonical, "", unknown);
     Ok(())
+}
+
+/// The name of the kind's schema, which is put into the definitions of `generator` with all it refers to.
+pub(crate) fn describe_kind(resource: &Resource, generator: &mut SchemaGenerator) -> Option<String> {
+    shape(resource).map(|shape| (shape.describe)(generator))
 }
 
 fn round_trip<T: DeserializeOwned + Serialize>(value: &Value) -> Result<Value, String> {
     let typed = T::deserialize(value).map_err(|e| e.to_string())?;
     serde_json::to_value(typed).map_err(|e| e.to_string())
+}
+
+/// Adds the schema of `T` to the definitions; returns its name there.
+pub(crate) fn describe<T: JsonSchema>(generator: &mut SchemaGenerator) -> String {
+    generator.subschema_for::<T>();
+    T::schema_name().into_owned()
 }
 
 fn retain_known(value: &mut Value, known: &Value, path: &str, unknown: &mut Vec<String>) {

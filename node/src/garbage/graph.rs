@@ -58,6 +58,8 @@ pub enum Action {
     Unblock(Uid, &'static str),
     /// Delete what is in this Namespace if it is really gone.
     Empty(String),
+    /// Tell in the status of this deleted Namespace what it waits for.
+    ReportNamespace(String),
     /// Nothing is left in this deleted Namespace.
     FinishNamespace(String),
 }
@@ -133,6 +135,8 @@ impl Graph {
             }
             if object.is_namespace {
                 actions.extend(self.review_namespace(&object.name));
+            } else if self.is_ending(&object.namespace) {
+                actions.push(Action::ReportNamespace(object.namespace.clone()));
             }
         } else if !object.owners.is_empty()
             && !object.owners.iter().any(|o| self.objects.contains_key(&o.uid))
@@ -167,8 +171,13 @@ impl Graph {
         self.namespaces.get(namespace).into_iter().flatten().cloned().collect()
     }
 
+    /// Whether this Namespace is being deleted.
+    fn is_ending(&self, name: &str) -> bool {
+        self.objects.values().any(|o| o.is_namespace && o.name == name && o.is_deleting)
+    }
+
     fn review_namespace(&self, name: &str) -> Vec<Action> {
-        if !self.objects.values().any(|o| o.is_namespace && o.name == name && o.is_deleting) {
+        if !self.is_ending(name) {
             return Vec::new();
         }
         let contents = self.contents(name);
@@ -176,7 +185,9 @@ impl Graph {
             return vec![Action::FinishNamespace(name.to_owned())];
         }
         let stays = |uid: &Uid| self.objects.get(uid).is_some_and(|o| !o.is_deleting);
-        contents.into_iter().filter(stays).map(Action::Delete).collect()
+        let (staying, going): (Vec<Uid>, Vec<Uid>) = contents.into_iter().partition(stays);
+        let report = (!going.is_empty()).then(|| Action::ReportNamespace(name.to_owned()));
+        staying.into_iter().map(Action::Delete).chain(report).collect()
     }
 
     fn unlink(&mut self, uid: &str) {
@@ -271,6 +282,10 @@ mod tests {
         graph.put("n", namespace);
         assert_eq!(graph.review("n"), [Action::Delete(uid("a")), Action::Delete(uid("b"))]);
         assert_eq!(graph.remove("a"), [Action::Delete(uid("b"))]);
+        let mut held = graph.get("b").unwrap().clone();
+        held.is_deleting = true;
+        graph.put("b", held);
+        assert_eq!(graph.review("n"), [Action::ReportNamespace("ns".into())]);
         assert_eq!(graph.remove("b"), [Action::FinishNamespace("ns".into())]);
     }
 

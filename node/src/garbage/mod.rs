@@ -1,12 +1,15 @@
 //! Collection of what lost its owner or its namespace: the shell around [`graph`].
 
 pub mod graph;
+mod remaining;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt, pin_mut};
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{self as core, Namespace};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::discovery::{Discovery, Scope, verbs};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -18,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::refused;
 use graph::{Action, Graph, Object, Owner};
+use remaining::Remaining;
 
 /// Only what is needed to know owners is read of each object.
 type Meta = PartialObjectMeta<DynamicObject>;
@@ -238,7 +242,7 @@ impl Collector {
                     .await
             }
             Action::Empty(namespace) => {
-                let api = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
+                let api = Api::<Namespace>::all(self.client.clone());
                 if api.get_opt(namespace).await?.is_some() {
                     return Ok(());
                 }
@@ -252,6 +256,7 @@ impl Collector {
                 }
                 Ok(())
             }
+            Action::ReportNamespace(name) => self.report(name).await,
             Action::FinishNamespace(name) => self.finish(name).await,
         }
     }
@@ -315,9 +320,32 @@ impl Collector {
         api.patch(&object.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Tells the API server that a Namespace is empty.
+    /// Says in the status of a Namespace what is left in it.
+    async fn report(&self, name: &str) -> Result<(), kube::Error> {
+        let mut left = Remaining::default();
+        for object in self.graph.contents(name).iter().filter_map(|uid| self.graph.get(uid)) {
+            let api = &self.resources[object.resource].api;
+            *left.resources.entry(format!("{}.{}", api.plural, api.group)).or_default() += 1;
+            for finalizer in &object.finalizers {
+                *left.finalizers.entry(finalizer.clone()).or_default() += 1;
+            }
+        }
+        let api = Api::<Namespace>::all(self.client.clone());
+        let status = api.get(name).await?.status.unwrap_or_default();
+        let old = status.conditions.unwrap_or_default();
+        let conditions = remaining::conditions(&left, &old, Timestamp::now());
+        if conditions == old {
+            return Ok(());
+        }
+        let patch = serde_json::json!({ "status": { "conditions": conditions } });
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    }
+
+    /// Tells the API server that a Namespace is empty. The events in it, which are not followed, go before.
     async fn finish(&self, name: &str) -> Result<(), kube::Error> {
-        let api = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
+        let events = Api::<core::Event>::namespaced(self.client.clone(), name);
+        events.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        let api = Api::<Namespace>::all(self.client.clone());
         let mut namespace = api.get(name).await?;
         namespace.spec.get_or_insert_default().finalizers = Some(Vec::new());
         let body = serde_json::to_vec(&namespace).map_err(kube::Error::SerdeError)?;

@@ -7,6 +7,10 @@
     reason = "a panic is how a test fails, and a skip is told"
 )]
 
+mod client;
+mod creating;
+mod showing;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -67,8 +71,14 @@ struct Output {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = ApiServer::open(Config::new(folder.path().join("data"))).unwrap();
+        let mut config = Config::new(folder.path().join("data"));
+        change(&mut config);
+        let server = ApiServer::open(config).unwrap();
         server.set_pod_logs(Arc::new(Lines));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -212,8 +222,8 @@ async fn kubectl_shows_what_is_wrong_with_a_manifest() {
     let map = c.file("map.yaml", map);
     let error = c.fails(&["apply", "-f", map.to_str().unwrap()]).await;
     assert!(error.contains("unknown field \"dta\""), "{error}");
-    let error = c.fails(&["create", "namespace", "x"]).await;
-    assert!(error.contains("protobuf"), "{error}");
+    let error = c.fails(&["create", "deployment", "d", "--image=i"]).await;
+    assert!(error.contains("a Deployment of apps/v1 is not read from protobuf"), "{error}");
     c.stop().await;
 }
 
