@@ -38,6 +38,7 @@ impl Kubectl<'_> {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a skip is told")]
 fn kubectl_is_missing() -> bool {
     let found = Command::new("kubectl").args(["version", "--client"]).output();
     if let Err(error) = &found {
