@@ -201,8 +201,8 @@ fn errors_tell_what_to_do() {
     let folder = instance.data.path().to_str().unwrap();
     let arguments = ["up", "--http", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir", folder];
     let error = instance.refusal(&arguments, "");
-    let who = format!("it is process {}", instance.child.id());
-    assert!(error.contains("in use by another process") && error.contains(&who), "{error}");
+    let who = format!("in use by process {}", instance.child.id());
+    assert!(error.contains(&who) && error.contains("--kubeconfig"), "{error}");
 
     // Nobody there any more, but somebody else is.
     let gone = other.path().join("kubeconfig");

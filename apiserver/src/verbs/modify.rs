@@ -59,7 +59,8 @@ pub(crate) async fn modify(
             }
         };
         let mut fresh = Vec::new();
-        let new = next_state(api, call, &source, &old, &mut fresh)?;
+        let mut new = next_state(api, call, &source, &old, &mut fresh)?;
+        ownership::keep_times(&mut new, old.value());
         let unchanged = new == *old.value();
         if unchanged || call.dry_run {
             warnings.append(&mut fresh);

@@ -107,6 +107,50 @@ pub(super) fn after_update(
     encoded(with_write(call, |write| managed_fields::update(old, new, ty(api, call), managed, write)))
 }
 
+/// A write that changes nothing but when its fields were last written is to change nothing at all.
+pub(super) fn keep_times(new: &mut Value, old: &Value) {
+    let accounts = (object::meta(new, "managedFields"), object::meta(old, "managedFields"));
+    let (Some(Value::Array(after)), Some(Value::Array(before))) = accounts else { return };
+    let fields = |account: &[Value]| account.iter().cloned().map(timeless).collect::<Vec<_>>();
+    if after == before || fields(after) != fields(before) {
+        return;
+    }
+    let kept = Value::Array(before.clone());
+    let rest = |value: &Value| {
+        let mut value = value.clone();
+        take(&mut value);
+        value
+    };
+    if rest(new) == rest(old) {
+        put(new, Some(kept));
+    }
+}
+
+/// An entry without its time.
+fn timeless(mut entry: Value) -> Value {
+    if let Some(entry) = entry.as_object_mut() {
+        entry.remove("time");
+    }
+    entry
+}
+
 fn concerns_status(account: &Value) -> bool {
     account.as_array().into_iter().flatten().any(|entry| entry.get("subresource") == Some(&"status".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_alone_is_no_change() {
+        let object = |time: &str, data: &str| json!({"metadata": {"name": "a", "managedFields": [{"manager": "m", "time": time}]}, "data": data});
+        let old = object("1", "x");
+        let mut new = object("2", "x");
+        keep_times(&mut new, &old);
+        assert_eq!(new, old);
+        let mut new = object("2", "y");
+        keep_times(&mut new, &old);
+        assert_eq!(new, object("2", "y"));
+    }
 }
