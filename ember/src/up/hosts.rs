@@ -5,10 +5,10 @@
 //! misses nothing that was there before.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,7 +103,8 @@ impl HostsFile {
         let path = std::path::absolute(folder.join("hosts"))?;
         let of_the_machine = std::fs::read_to_string(OF_THE_MACHINE).unwrap_or_default();
         // Users of services read it; the folder around it keeps others out.
-        let file = File::options().write(true).create(true).truncate(true).mode(0o644).open(&path)?;
+        let file = File::options().write(true).create(true).truncate(true).open(&path)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
         let table = Table::new(&of_the_machine, gateway, cluster_domain);
         let hosts = Self { path, file, table };
         hosts.write()?;
