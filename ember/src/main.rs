@@ -17,6 +17,7 @@ mod probes;
 mod simulate;
 mod up;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -60,8 +61,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Doctor(options) => block_on(doctor::run(&options)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ember", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ember", &mut script);
+            Ok(std::io::stdout().write_all(&script)?)
         }
         Command::Activator(options) => activator::run(&options),
         Command::Autoscaler(options) => autoscaler::run(&options),

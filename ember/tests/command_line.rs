@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test may panic to fail")]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn ember(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ember"))
@@ -97,6 +97,18 @@ fn shells_are_told_every_command() {
         }
     }
     assert!(refusal(&["completions", "cmd"]).contains("bash"));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_panic() {
+    for arguments in [&["completions", "bash"][..], &["crds"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
 }
 
 #[test]
