@@ -103,7 +103,8 @@ fn shells_are_told_every_command() {
 fn a_reader_that_leaves_is_no_panic() {
     for arguments in [&["completions", "bash"][..], &["crds"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
-        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
