@@ -94,7 +94,8 @@ impl Drop for Exchange {
 impl RequestLog {
     /// The line of a request.
     pub(super) fn line(&self, head: &Head, response: Response, revision: &Revision) -> String {
-        self.template.render(&Input::new(head, response, revision)).unwrap_or_else(|_| {
+        let rendered = self.template.render(&Input::new(head, response, revision));
+        let mut line = rendered.unwrap_or_else(|_| {
             format!(
                 "Invalid request log template: method: {}, response code: {}, latency: {}, url: {}\n",
                 head.method,
@@ -102,7 +103,12 @@ impl RequestLog {
                 format_float(response.latency),
                 head.target(),
             )
-        })
+        });
+        // An action that trims what follows it, as `{{.Latency -}}`, has taken the line feed at the template's end.
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        line
     }
 }
 

@@ -175,6 +175,15 @@ fn a_template_that_does_not_apply_gives_a_fixed_line() {
     }
 }
 
+#[test]
+fn a_line_ends_where_the_template_trims_its_end() {
+    for template in
+        ["{{.Response.Code -}}", "{{.Response.Code -}}\n", "{{.Response.Code}}{{- /* the end */ -}} \n\n"]
+    {
+        assert_eq!(line(template, &head(&[])), "200\n", "{template}");
+    }
+}
+
 fn begin(log: &Arc<RequestLog>) -> Record {
     let request = Request::builder().uri("/").header("k-original-host", "x").body(()).unwrap();
     log.begin(&request, &Arc::new(revision()), ([127, 0, 0, 1], 1).into(), None)
@@ -208,7 +217,7 @@ proptest! {
     fn no_template_and_no_request_make_it_fail_or_grow(
         template in "(\\{\\{(- )?(js|html|print|range|with|if|end|index|printf \"%[-+# 0]*[0-9]{0,5}[a-z]\"| |\\.Request|\\.Header|\\.URL|\\.Query|\\.Get|\\.Response|\\.Latency|\"[A-Za-z-]*\"|\\||\\(|\\))*( -)?\\}\\}|\\PC{0,4}){0,8}",
         target in "/[!$-;=?-~]{0,40}",
-        value in proptest::collection::vec(any::<u8>().prop_filter("a header's", |b| *b >= 32 && *b != 127), 0..60),
+        value in proptest::collection::vec(prop_oneof![32_u8..127, 128_u8..], 0..60),
         code in 100_u16..600,
         size in any::<u64>(),
         latency in any::<f64>(),
