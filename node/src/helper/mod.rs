@@ -114,6 +114,8 @@ impl Helper {
         let _ = nix::unistd::setsid();
         prctl::set_child_subreaper(true)?;
         prctl::set_no_new_privs()?;
+        // What a service manager lets Ember do without root, as to listen on port 80, is not for programs.
+        rustix::thread::clear_ambient_capability_set()?;
         let _ = prctl::set_name(c"ember-helper");
         SigSet::all().thread_block()?;
         let mut child = SigSet::empty();

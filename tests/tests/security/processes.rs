@@ -99,7 +99,10 @@ async fn without_root_programs_run_as_the_user_that_ember_runs_as() {
     /// Nobody's, on most machines.
     const USER: u32 = 65_534;
     let user = USER.to_string();
-    let starter = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"];
+    // As a service manager does that lets Ember listen on port 80.
+    let capability = ["--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service"];
+    let user_alone = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"];
+    let starter = [&user_alone[..], &capability].concat();
     let reaches = |path: &str| {
         let tried =
             std::process::Command::new(starter[0]).args(&starter[1..]).args(["test", "-x", path]).status();
@@ -114,4 +117,7 @@ async fn without_root_programs_run_as_the_user_that_ember_runs_as() {
     let ember = Ember::start_on(folder, &starter).await;
     let facts: Value = started(&ember, "plain", &json!({})).await;
     assert_eq!((&facts["uid"], &facts["status"]["NoNewPrivs"]), (&json!(USER), &json!("1")));
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(facts["status"][set], "0000000000000000", "{set}");
+    }
 }
