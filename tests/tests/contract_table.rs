@@ -101,7 +101,7 @@ fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
             let file = module.rsplit("::").next().unwrap();
             let file = match file {
                 "qp-h2c" => "queue-proxy/tests/h2c.rs".to_owned(),
-                "hop-tls" => "dataplane/tests/tls.rs".to_owned(),
+                "hop-tls" => "dataplane/tests/hop/tls/".to_owned(),
                 "activator-tls" => "activator/tests/tls.rs".to_owned(),
                 "activator-log" => "activator/tests/request_log.rs".to_owned(),
                 "ember-activator" => "ember/tests/activator.rs".to_owned(),

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use ember_dataplane::pool;
-use ember_dataplane::protocol::Protocol;
 use ember_dataplane::server::Options;
-use ember_dataplane::timeout::Timeouts;
 use tokio::io::AsyncWriteExt;
 
-use crate::wire::{LONG, OK, Wire, backend, brief_hop, eventually, hop_over, hop_with};
+use crate::hop::{brief_hop, hop_over, limited_hop};
+use crate::wire::{LONG, OK, Wire, backend, eventually};
 
 /// What the client is told when the backend answers everything under `/bad` with `answer`; and then the answer to a
 /// request that is in order, over the same connections if they are still there.
@@ -174,7 +173,7 @@ async fn an_answer_that_stalls_or_breaks_is_not_taken_for_whole() {
         }
     })
     .await;
-    let hop = hop_with(addr, Protocol::Http1, Timeouts::default(), Options::default()).await;
+    let hop = limited_hop(addr, Options::default()).await;
     for path in ["/short", "/chunk", "/negative"] {
         let mut client = Wire::connect(hop.addr).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;

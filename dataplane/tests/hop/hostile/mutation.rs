@@ -17,8 +17,9 @@ use futures::future::BoxFuture;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::recording::Recorded;
 use crate::frames;
-use crate::wire::{Hop, Recorded};
+use crate::hop::Hop;
 
 /// Every connection leads to the backend.
 struct Memory(Recorded);

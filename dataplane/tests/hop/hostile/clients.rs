@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use ember_dataplane::protocol::Protocol;
 use ember_dataplane::server::Options;
-use ember_dataplane::timeout::Timeouts;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::wire::{
-    LONG, Wire, backend, brief_hop, eventually, friendly, hop, hop_with, others_are_served, recorder, verbose,
-};
+use super::neighbours::{endless, friendly, others_are_served, verbose};
+use super::recording::recorder;
+use crate::hop::{brief_hop, hop, limited_hop};
+use crate::wire::{Wire, eventually, soon};
 
 /// As many connections as the descriptors suffice for, with both ends in this process.
 fn most_connections() -> usize {
@@ -50,7 +49,7 @@ async fn idle_connections_are_no_burden() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_for_others_to_end() {
     let options = Options { max_connections: 2, ..Options::default() };
-    let hop = hop_with(friendly().await, Protocol::Http1, Timeouts::default(), options).await;
+    let hop = limited_hop(friendly().await, options).await;
     let first = Wire::connect(hop.addr).await;
     let mut second = Wire::connect(hop.addr).await;
     second.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
@@ -61,30 +60,6 @@ async fn connections_beyond_the_limit_wait_for_others_to_end() {
     assert!(early.is_err(), "served beyond the limit");
     drop(first);
     third.until("\r\n\r\nok").await;
-}
-
-/// A backend that sends without end, and tells how much of it was taken when that ends.
-async fn endless() -> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiver<usize>) {
-    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
-    let addr = backend(move |mut wire| {
-        let tell = tell.clone();
-        async move {
-            let head = wire.until("\r\n\r\n").await;
-            if head.starts_with("GET /other") {
-                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-                return;
-            }
-            wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
-            let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
-            let mut taken = 0;
-            while let Ok(Ok(())) = tokio::time::timeout(LONG, wire.stream.write_all(chunk.as_bytes())).await {
-                taken += chunk.len();
-            }
-            tell.send(taken).unwrap();
-        }
-    })
-    .await;
-    (addr, told)
 }
 
 #[tokio::test]
@@ -101,7 +76,7 @@ async fn an_answer_nobody_reads_is_held_in_small_part_and_not_for_ever() {
     others_are_served(hop.addr).await;
     for _ in &clients {
         // Most of this is in the buffers of the four sockets.
-        let taken = tokio::time::timeout(LONG, taken.recv()).await.unwrap().unwrap();
+        let taken = soon(taken.recv()).await.unwrap();
         assert!(taken < 64 << 20, "{taken} bytes");
     }
     eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
@@ -111,7 +86,7 @@ async fn an_answer_nobody_reads_is_held_in_small_part_and_not_for_ever() {
 async fn who_takes_nothing_is_let_go_of_without_any_timer_of_the_request() {
     let (addr, mut taken) = endless().await;
     let options = Options { stall_timeout: Duration::from_millis(300), ..Options::default() };
-    let hop = hop_with(addr, Protocol::Http1, Timeouts::default(), options).await;
+    let hop = limited_hop(addr, options).await;
     let mut stalled = Wire::connect(hop.addr).await;
     stalled.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     stalled.until("\r\n\r\n").await;
@@ -125,7 +100,7 @@ async fn who_takes_nothing_is_let_go_of_without_any_timer_of_the_request() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    tokio::time::timeout(LONG, taken.recv()).await.unwrap().unwrap();
+    soon(taken.recv()).await.unwrap();
     eventually("the stalled one is gone", || hop.quiet.in_flight() == 1).await;
     assert!(!reading.is_finished());
     reading.abort();
@@ -136,7 +111,7 @@ async fn who_takes_nothing_is_let_go_of_without_any_timer_of_the_request() {
 async fn pipelined_requests_of_who_does_not_read_are_taken_only_so_far() {
     let addr = verbose().await;
     let options = Options { stall_timeout: Duration::from_secs(2), ..Options::default() };
-    let hop = hop_with(addr, Protocol::Http1, Timeouts::default(), options).await;
+    let hop = limited_hop(addr, options).await;
     let mut client = Wire::connect(hop.addr).await;
     let requests = "GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100);
     let flooding = tokio::spawn(async move {
@@ -188,12 +163,12 @@ async fn upgraded_streams_of_who_does_not_read_end() {
         (addr, told)
     };
     let options = Options { stall_timeout: Duration::from_secs(1), ..Options::default() };
-    let hop = hop_with(addr, Protocol::Http1, Timeouts::default(), options).await;
+    let hop = limited_hop(addr, options).await;
     let mut client = Wire::connect(hop.addr).await;
     client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
     client.until("\r\n\r\n").await;
     let taken = ended.recv().await.unwrap();
     assert!(taken < 64 << 20, "{taken} bytes");
-    tokio::time::timeout(LONG, ended.recv()).await.unwrap().unwrap();
+    soon(ended.recv()).await.unwrap();
     eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
 }

@@ -1,6 +1,8 @@
-//! HTTP/2 by the frame: a client that can say anything.
+//! HTTP/2 by the frame: either end, and a client that can say anything.
 
 use std::net::SocketAddr;
+
+use tokio::io::AsyncReadExt as _;
 
 use crate::wire::{LONG, Wire};
 
@@ -16,6 +18,9 @@ pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
+
+/// The largest payload unless settings say otherwise.
+pub(crate) const MAX_FRAME: usize = 16 << 10;
 
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
@@ -80,6 +85,44 @@ pub(crate) fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields("GET", path, &[]))
 }
 
+impl Wire {
+    /// The next frame: type, flags, stream, payload; `None` at the end.
+    pub(crate) async fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let head = self.take(9).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some((head[3], head[4], stream, self.take(length as usize).await?))
+    }
+
+    /// Flags, stream and payload of the next frame of that type, which has to come.
+    pub(crate) async fn frame_of(&mut self, kind: u8) -> (u8, u32, Vec<u8>) {
+        loop {
+            let (found, flags, stream, payload) = self.frame().await.expect("ended without the frame");
+            if found == kind {
+                return (flags, stream, payload);
+            }
+        }
+    }
+
+    /// The server's side of the beginning.
+    pub(crate) async fn greet(&mut self) {
+        assert_eq!(self.take(PREFACE.len()).await.as_deref(), Some(PREFACE));
+        self.send(frame(SETTINGS, 0, 0, &[])).await;
+    }
+
+    /// So many bytes; `None` at the end.
+    async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.read.len() < length {
+            match tokio::time::timeout(LONG, self.stream.read_buf(&mut self.read)).await.unwrap() {
+                Ok(1..) => {}
+                _ => return None,
+            }
+        }
+        let rest = self.read.split_off(length);
+        Some(std::mem::replace(&mut self.read, rest))
+    }
+}
+
 /// What a server has said of a stream, or of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Said {
@@ -108,30 +151,9 @@ impl Client {
         self.0.send(bytes).await;
     }
 
-    /// The next frame: type, flags, stream, payload; `None` at the end.
-    pub(crate) async fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
-        let head = self.take(9).await?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        Some((head[3], head[4], stream, self.take(length as usize).await?))
-    }
-
-    async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
-        use tokio::io::AsyncReadExt as _;
-        let Wire { stream, read } = &mut self.0;
-        while read.len() < length {
-            match tokio::time::timeout(LONG, stream.read_buf(read)).await.unwrap() {
-                Ok(1..) => {}
-                _ => return None,
-            }
-        }
-        let rest = read.split_off(length);
-        Some(std::mem::replace(read, rest))
-    }
-
     /// What is said next about `stream`: the head of its answer, its reset, or the end of everything.
     pub(crate) async fn said(&mut self, stream: u32) -> Said {
-        while let Some((kind, _, of, payload)) = self.frame().await {
+        while let Some((kind, _, of, payload)) = self.0.frame().await {
             let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
             match kind {
                 GOAWAY if code(4) != 0 => return Said::GoAway(code(4)),

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use ember_dataplane::protocol::Protocol;
 use ember_dataplane::server::Options;
-use ember_dataplane::timeout::Timeouts;
 use tokio::io::AsyncReadExt;
 
-use crate::wire::{
-    Running, Wire, backend, brief_hop, eventually, friendly, hop, hop_with, others_are_served, recorder,
-};
+use super::neighbours::{friendly, others_are_served};
+use super::recording::recorder;
+use crate::hop::{Running, brief_hop, hop, limited_hop};
+use crate::wire::{Wire, backend, eventually};
 
 /// Heads of 16 KiB and 64 lines at most, within 200 ms.
 async fn narrow_hop() -> Running {
@@ -19,7 +18,7 @@ async fn narrow_hop() -> Running {
         max_headers: 64,
         ..Options::default()
     };
-    hop_with(friendly().await, Protocol::Http1, Timeouts::default(), options).await
+    limited_hop(friendly().await, options).await
 }
 
 #[tokio::test]

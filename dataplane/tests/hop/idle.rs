@@ -1,5 +1,4 @@
 //! Connections between requests, over real sockets: they give up their buffers and lose nothing.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

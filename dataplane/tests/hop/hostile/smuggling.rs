@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::wire::{Wire, brief_hop, eventually, find, hop, recorder};
+use super::recording::{find, recorder};
+use crate::hop::{brief_hop, hop};
+use crate::wire::{Wire, eventually};
 
 /// A request that is none: it stands where a body ends for one reader and not for another.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";

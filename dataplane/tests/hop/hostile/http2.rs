@@ -1,26 +1,21 @@
 //! HTTP/2 clients that break the rules, or keep them and mean harm all the same.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ember_dataplane::protocol::Protocol;
 use ember_dataplane::server::Options;
-use ember_dataplane::timeout::Timeouts;
 use tokio::io::AsyncWriteExt;
 
+use super::neighbours::{friendly, others_are_served};
+use super::recording::recorder;
 use crate::frames::{
-    CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY,
-    HEADERS, PADDED, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, REFUSED_STREAM, RST_STREAM,
-    SETTINGS, Said, WINDOW_UPDATE, field, fields, frame, get, integer, setting,
+    CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, MAX_FRAME,
+    PADDED, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, REFUSED_STREAM, RST_STREAM, SETTINGS,
+    Said, WINDOW_UPDATE, field, fields, frame, get, integer, setting,
 };
-use crate::wire::{
-    LONG, OK, Running, Wire, backend, brief_hop, eventually, friendly, hop, hop_with, others_are_served,
-    recorder,
-};
-
-const MAX_FRAME: usize = 16 << 10;
+use crate::hop::{hop, limited_hop};
+use crate::wire::{OK, Wire, backend, eventually};
 
 /// A backend that never answers, but for others.
 async fn silent() -> SocketAddr {
@@ -32,10 +27,6 @@ async fn silent() -> SocketAddr {
         }
     })
     .await
-}
-
-async fn hop_to(backend: SocketAddr, options: Options) -> Running {
-    hop_with(backend, Protocol::Http1, Timeouts::default(), options).await
 }
 
 #[tokio::test]
@@ -256,7 +247,7 @@ async fn a_flood_of_resets_ends_the_connection() {
 #[tokio::test]
 async fn a_flood_of_errors_ends_the_connection() {
     let options = Options { max_error_resets: 50, ..Options::default() };
-    let hop = hop_to(friendly().await, options).await;
+    let hop = limited_hop(friendly().await, options).await;
     let mut client = Client::connect(hop.addr).await;
     for stream in (1..1000).step_by(2) {
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &field(":method", "GET"))).await;
@@ -291,7 +282,7 @@ async fn headers_without_end_end_the_connection() {
 #[tokio::test]
 async fn large_headers_are_refused_however_they_are_written() {
     let options = Options { max_header_bytes: 16 << 10, max_headers: 64, ..Options::default() };
-    let hop = hop_to(friendly().await, options).await;
+    let hop = limited_hop(friendly().await, options).await;
     let long = fields("GET", "/", &[("x", &"y".repeat(17 << 10))]);
     let many: Vec<(String, String)> = (0..65).map(|index| (format!("x{index}"), "y".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, &**value)).collect();
@@ -331,7 +322,7 @@ async fn large_headers_are_refused_however_they_are_written() {
 #[tokio::test]
 async fn questions_of_who_does_not_listen_are_taken_only_so_far() {
     let options = Options { stall_timeout: Duration::from_secs(2), ..Options::default() };
-    let hop = hop_to(friendly().await, options).await;
+    let hop = limited_hop(friendly().await, options).await;
     for (what, question) in [
         ("pings", frame(PING, 0, 0, &[0; 8])),
         ("settings", frame(SETTINGS, 0, 0, &setting(4, 1000))),
@@ -388,7 +379,7 @@ async fn frames_that_carry_nothing_end_the_connection() {
 #[tokio::test]
 async fn streams_beyond_the_limit_are_refused() {
     let options = Options { max_streams: 10, ..Options::default() };
-    let hop = hop_to(silent().await, options).await;
+    let hop = limited_hop(silent().await, options).await;
     let mut client = Client::connect(hop.addr).await;
     for stream in (1..=41).step_by(2) {
         client.send(get(stream, "/")).await;
@@ -402,108 +393,6 @@ async fn streams_beyond_the_limit_are_refused() {
 }
 
 #[tokio::test]
-async fn windows_are_kept_to() {
-    let addr = backend(|mut wire| async move {
-        let head = wire.until("\r\n\r\n").await;
-        if head.starts_with("GET /other") {
-            wire.send(OK).await;
-        }
-        std::future::pending::<()>().await;
-    })
-    .await;
-    let options = Options { stream_window: 64 << 10, connection_window: 256 << 10, ..Options::default() };
-    let hop = hop_to(addr, options).await;
-    // One stream beyond its window; the backend does not read, and buffers are large.
-    let mut client = Client::connect(hop.addr).await;
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields("POST", "/", &[]))).await;
-    let data = frame(DATA, 0, 1, &[b'x'; MAX_FRAME]);
-    let taken = client.0.flood(&data, 256 << 20).await;
-    assert!(taken < 64 << 20, "{taken} bytes");
-    let said = client.said(1).await;
-    assert!(
-        matches!(said, Said::Reset(FLOW_CONTROL_ERROR) | Said::GoAway(FLOW_CONTROL_ERROR) | Said::End),
-        "{said:?}"
-    );
-    // All streams together beyond that of the connection.
-    let mut client = Client::connect(hop.addr).await;
-    for stream in (1..200).step_by(2) {
-        client.send(frame(HEADERS, END_HEADERS, stream, &fields("POST", "/", &[]))).await;
-        client.send(frame(DATA, 0, stream, &[b'x'; MAX_FRAME]).repeat(4)).await;
-    }
-    let end = client.end().await;
-    assert!(matches!(end, Said::GoAway(FLOW_CONTROL_ERROR) | Said::End), "{end:?}");
-    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
-    // And what the client allows cannot be more than there is.
-    let mut client = Client::connect(hop.addr).await;
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields("POST", "/", &[]))).await;
-    client.send(frame(WINDOW_UPDATE, 0, 1, &0x7fff_ffff_u32.to_be_bytes())).await;
-    assert_eq!(client.said(1).await, Said::Reset(FLOW_CONTROL_ERROR));
-    others_are_served(hop.addr).await;
-}
-
-/// A backend that sends without end, and counts the exchanges that have ended.
-async fn endless() -> (SocketAddr, Arc<AtomicUsize>) {
-    let ended = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&ended);
-    let addr = backend(move |mut wire| {
-        let count = Arc::clone(&count);
-        async move {
-            let head = wire.until("\r\n\r\n").await;
-            if head.starts_with("GET /other") {
-                wire.send(OK).await;
-                return;
-            }
-            wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
-            let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
-            let mut taken = 0;
-            while let Ok(Ok(())) = tokio::time::timeout(LONG, wire.stream.write_all(chunk.as_bytes())).await {
-                taken += chunk.len();
-            }
-            assert!(taken < 64 << 20, "{taken} bytes");
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-    })
-    .await;
-    (addr, ended)
-}
-
-#[tokio::test]
-async fn answers_to_who_has_no_window_end_with_the_request() {
-    let (addr, ended) = endless().await;
-    let hop = brief_hop(addr, Duration::from_millis(700)).await;
-    let mut client = Client::with(hop.addr, &setting(4, 0)).await;
-    for stream in (1..20).step_by(2) {
-        client.send(get(stream, "/")).await;
-    }
-    assert_eq!(client.said(19).await, Said::Status(200));
-    others_are_served(hop.addr).await;
-    eventually("the backend is let go of", || ended.load(Ordering::SeqCst) == 10).await;
-    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
-}
-
-#[tokio::test]
-async fn a_stream_that_takes_nothing_is_let_go_of_without_any_timer_of_the_request() {
-    let (addr, ended) = endless().await;
-    let options = Options { stall_timeout: Duration::from_millis(300), ..Options::default() };
-    let hop = hop_to(addr, options).await;
-    let mut client = Client::with(hop.addr, &setting(4, 1000)).await;
-    client.send([get(1, "/"), get(3, "/")].concat()).await;
-    assert_eq!(client.said(3).await, Said::Status(200));
-    // One stream goes on, a little at a time.
-    let begun = tokio::time::Instant::now();
-    while begun.elapsed() < Duration::from_secs(1) {
-        for stream in [0, 3] {
-            client.send(frame(WINDOW_UPDATE, 0, stream, &(64u32 << 10).to_be_bytes())).await;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    eventually("the other has ended", || ended.load(Ordering::SeqCst) == 1).await;
-    assert_eq!(hop.quiet.in_flight(), 1);
-    drop(client);
-    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
-}
-
-#[tokio::test]
 async fn who_falls_silent_in_mid_head_is_let_go_of() {
     let options = Options {
         ping_interval: Duration::from_millis(100),
@@ -511,7 +400,7 @@ async fn who_falls_silent_in_mid_head_is_let_go_of() {
         header_read_timeout: Duration::from_millis(300),
         ..Options::default()
     };
-    let hop = hop_to(friendly().await, options).await;
+    let hop = limited_hop(friendly().await, options).await;
     let mut client = Client::connect(hop.addr).await;
     client.send(frame(HEADERS, 0, 1, &fields("GET", "/", &[]))).await;
     assert_eq!(client.end().await, Said::End);
