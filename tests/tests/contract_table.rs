@@ -100,7 +100,7 @@ fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
             // The last part of the module is the name of the file, or the file's only one.
             let file = module.rsplit("::").next().unwrap();
             let file = match file {
-                "qp-h2c" => "queue-proxy/tests/h2c.rs".to_owned(),
+                "qp-h2c" => "queue-proxy/tests/sidecar/h2c.rs".to_owned(),
                 "hop-tls" => "dataplane/tests/hop/tls/".to_owned(),
                 "activator-tls" => "activator/tests/tls.rs".to_owned(),
                 "activator-log" => "activator/tests/request_log.rs".to_owned(),

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod admission;
+#[path = "../sidecar/container.rs"]
+mod container;
 mod drain;
 mod environment;
 mod headers;

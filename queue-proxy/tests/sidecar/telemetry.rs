@@ -1,15 +1,15 @@
 //! What the sidecar tells about requests, over real sockets. What is pushed is in `otlp.rs`.
 
-mod pod;
-
 use std::process::Command;
 use std::sync::Arc;
 
 use ember_dataplane::timeout::Timeouts;
 use ember_queue_proxy::Config;
-use pod::{MS, Sidecar, Wire, app, config, echo, environment};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+
+use crate::container::environment;
+use crate::pod::{MS, Sidecar, Wire, app, config, echo};
 
 const PROMETHEUS: (&str, &str) =
     ("OBSERVABILITY_CONFIG", r#"{"requestMetrics":{"protocol":"prometheus"},"tracing":{}}"#);
@@ -34,9 +34,9 @@ async fn all_families_after_known_traffic() {
     let port = app(echo).await;
     let sidecar = Sidecar::start(config(port, &[PROMETHEUS, ("CONTAINER_CONCURRENCY", "3")])).await;
     for _ in 0..2 {
-        sidecar.get("/", "knative-serving-default-route: true\r\n").await;
+        sidecar.get(8012, "/", "knative-serving-default-route: true\r\n").await;
     }
-    let missing = sidecar.get("/missing", "knative-serving-tag: canary\r\n").await;
+    let missing = sidecar.get(8012, "/missing", "knative-serving-tag: canary\r\n").await;
     let sent = missing.split_once("\r\n\r\n").unwrap().1.len();
     let post =
         "POST / HTTP/1.1\r\nhost: shop.example:8080\r\nconnection: close\r\ncontent-length: 7\r\n\r\n1234567";
@@ -136,7 +136,7 @@ async fn probes_are_not_counted() {
         "k-network-probe: queue\r\n",
         "k-kubelet-probe: x\r\n",
     ] {
-        sidecar.get("/", probe).await;
+        sidecar.get(8012, "/", probe).await;
     }
     // The two that the app has seen are told as what they are.
     let client = format!(
@@ -158,7 +158,7 @@ async fn a_timeout_is_a_504_wherever_it_is_counted() {
     .await;
     let timeouts = Timeouts { total: Some(100 * MS), ..Timeouts::default() };
     let sidecar = Sidecar::start(Config { timeouts, ..config(port, &[PROMETHEUS]) }).await;
-    assert!(sidecar.get("/", "").await.starts_with("HTTP/1.1 504"));
+    assert!(sidecar.get(8012, "/", "").await.starts_with("HTTP/1.1 504"));
     sidecar.until_line(&invocations(504, 1)).await;
     let labels = server("app", 504, "kn:disabled");
     sidecar.until_line(&format!("http_server_request_duration_seconds_count{{{labels}}} 1")).await;
@@ -176,7 +176,7 @@ async fn the_depth_rises_and_goes_back_and_refusals_are_the_servers() {
         move |mut wire: Wire| {
             let release = Arc::clone(&release);
             async move {
-                while wire.until("\r\n\r\n").await.is_some() {
+                while wire.try_until("\r\n\r\n").await.is_ok() {
                     release.acquire().await.unwrap().forget();
                     wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
                 }
@@ -192,7 +192,7 @@ async fn the_depth_rises_and_goes_back_and_refusals_are_the_servers() {
         clients.push(wire);
     }
     sidecar.until_line(&format!("kn_serving_queue_depth{{{OWN_SCOPE}}} 11")).await;
-    assert!(sidecar.get("/", "").await.starts_with("HTTP/1.1 503"));
+    assert!(sidecar.get(8012, "/", "").await.starts_with("HTTP/1.1 503"));
     let refused = server("app", 503, "kn:disabled");
     sidecar.until_line(&format!("http_server_request_duration_seconds_count{{{refused}}} 1")).await;
     release.add_permits(11);
@@ -241,8 +241,8 @@ async fn hosts_are_the_clients_to_choose_and_too_many_are_one() {
             "GET / HTTP/1.1\r\nhost: h{number}\r\nknative-serving-tag: {tag}{number}\r\n\r\n"
         ))
         .await;
-        wire.until("\r\n\r\n").await.unwrap();
-        wire.until("\r\n\r\n").await.unwrap();
+        wire.until("\r\n\r\n").await;
+        wire.until("\r\n\r\n").await;
     }
     let other = server("_other_", 200, "_other_");
     sidecar.until_line(&format!("http_server_request_duration_seconds_count{{{other}}} 144")).await;
@@ -272,11 +272,11 @@ async fn the_environment_says_where_metrics_are() {
 const TRACE: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=1, b=2\r\ntracestate: c=3\r\nbaggage: user=x;p=1, y=%20\r\n";
 
 async fn passes_untouched(sidecar: &Sidecar) {
-    let answer = sidecar.get("/", TRACE).await;
+    let answer = sidecar.get(8012, "/", TRACE).await;
     for line in TRACE.lines() {
         assert!(answer.lines().any(|found| found == line), "{line} in {answer}");
     }
-    let bare = sidecar.get("/", "").await;
+    let bare = sidecar.get(8012, "/", "").await;
     for name in ["traceparent", "tracestate", "baggage"] {
         assert!(!bare.contains(name), "{name} in {bare}");
     }

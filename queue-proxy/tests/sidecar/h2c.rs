@@ -1,73 +1,29 @@
 //! The sidecar of a revision whose app speaks h2c: gRPC over real sockets, with HTTP/1.1 clients beside.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use ember_dataplane::body::Body;
-use ember_dataplane::io::Io;
-use ember_queue_proxy::{Config, Error};
 use futures::{SinkExt as _, StreamExt as _};
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
-const LONG: Duration = Duration::from_secs(10);
-const MS: Duration = Duration::from_millis(1);
+use crate::pod::{MS, Sidecar, config, soon};
 
-struct Sidecar {
-    ip: IpAddr,
-    shutdown: CancellationToken,
-    running: JoinHandle<Result<(), Error>>,
+/// In front of an app on `user_port`.
+async fn start(user_port: u16, concurrency: &str) -> Sidecar {
+    let more = [("CONTAINER_CONCURRENCY", concurrency), ("QUEUE_SERVING_PORT", "8013")];
+    Sidecar::start(config(user_port, &more)).await
 }
 
 impl Sidecar {
-    /// In front of an app on `user_port`, on an address of its own.
-    async fn start(user_port: u16, concurrency: &str) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let (process, test) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let ip: IpAddr =
-            Ipv4Addr::new(127, 170 + (process >> 8 & 0x3f) as u8, process as u8, 1 + test as u8).into();
-        let user_port = user_port.to_string();
-        let env = [
-            ("CONTAINER_CONCURRENCY", concurrency),
-            ("QUEUE_SERVING_PORT", "8013"),
-            ("QUEUE_SERVING_TLS_PORT", "8112"),
-            ("USER_PORT", &user_port),
-            ("REVISION_TIMEOUT_SECONDS", "300"),
-            ("SERVING_LOGGING_CONFIG", ""),
-            ("SERVING_LOGGING_LEVEL", ""),
-            ("SERVING_NAMESPACE", "default"),
-            ("SERVING_CONFIGURATION", "app"),
-            ("SERVING_REVISION", "app-00001"),
-            ("SERVING_POD", "pod-1"),
-            ("SERVING_POD_IP", "127.0.0.1"),
-        ];
-        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let config = Config { bind: ip, drain_quiet_period: 50 * MS, ..Config::from_env(env).unwrap() };
-        let shutdown = CancellationToken::new();
-        let (readiness, _) = watch::channel(false);
-        let running = tokio::spawn(ember_queue_proxy::run(config, Io::system(), readiness, shutdown.clone()));
-        let begun = tokio::time::Instant::now();
-        while TcpStream::connect((ip, 9090)).await.is_err() {
-            assert!(begun.elapsed() < LONG, "it does not listen");
-            tokio::time::sleep(MS).await;
-        }
-        Self { ip, shutdown, running }
-    }
-
     async fn client(&self) -> SendRequest<Body> {
         let stream = TcpStream::connect((self.ip, 8013)).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -78,17 +34,8 @@ impl Sidecar {
     }
 
     async fn http1(&self, headers: &str) -> String {
-        let mut stream = TcpStream::connect((self.ip, 8013)).await.unwrap();
-        let request = format!("GET /a HTTP/1.1\r\nhost: app\r\nconnection: close\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        soon(stream.read_to_string(&mut answer)).await.unwrap();
-        answer
+        self.get(8013, "/a", headers).await
     }
-}
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.unwrap()
 }
 
 /// An app that speaks HTTP/2 only.
@@ -164,7 +111,7 @@ fn channel() -> (Frames, Body) {
 
 #[tokio::test]
 async fn grpc_calls_and_http1_clients_reach_the_app_and_probes_do_not() {
-    let sidecar = Sidecar::start(app(grpc_echo).await, "0").await;
+    let sidecar = start(app(grpc_echo).await, "0").await;
     let mut client = sidecar.client().await;
     let unary = soon(client.send_request(grpc(Body::full(message("one"))))).await.unwrap();
     assert_eq!(unary.headers()["content-type"], "application/grpc");
@@ -195,7 +142,6 @@ async fn grpc_calls_and_http1_clients_reach_the_app_and_probes_do_not() {
         .unwrap();
     let probe = soon(client.send_request(probe)).await.unwrap();
     assert_eq!(soon(probe.into_body().collect()).await.unwrap().to_bytes(), "queue");
-    sidecar.running.abort();
 }
 
 #[tokio::test]
@@ -205,7 +151,7 @@ async fn a_stream_that_is_reset_gives_its_place_to_the_next() {
         arrive.send(request.uri().path().to_owned()).unwrap();
         std::future::pending::<Response<Body>>()
     });
-    let sidecar = Sidecar::start(app.await, "1").await;
+    let sidecar = start(app.await, "1").await;
     let client = sidecar.client().await;
     let call = |path: &str| {
         let request = Request::get(format!("http://app{path}")).body(Body::empty()).unwrap();
@@ -216,6 +162,7 @@ async fn a_stream_that_is_reset_gives_its_place_to_the_next() {
     let second = call("/second");
     // One that waits and leaves does not run.
     let waiting = call("/waiting");
+    // Nothing tells that a request does not come.
     tokio::time::sleep(20 * MS).await;
     assert!(arrived.try_recv().is_err(), "one at a time");
     waiting.abort();
@@ -224,12 +171,11 @@ async fn a_stream_that_is_reset_gives_its_place_to_the_next() {
     second.abort();
     call("/third");
     assert_eq!(soon(arrived.recv()).await.unwrap(), "/third");
-    sidecar.running.abort();
 }
 
 #[tokio::test]
 async fn at_sigterm_streams_finish_and_clients_are_sent_away() {
-    let sidecar = Sidecar::start(app(grpc_echo).await, "0").await;
+    let sidecar = start(app(grpc_echo).await, "0").await;
     let mut client = sidecar.client().await;
     let (mut frames, body) = channel();
     frames.send(Ok(Frame::data(message("before")))).await.unwrap();
@@ -239,13 +185,14 @@ async fn at_sigterm_streams_finish_and_clients_are_sent_away() {
     // New calls are served while routing lets go of the pod, and take their connection along.
     let late = soon(sidecar.client().await.send_request(grpc(Body::full(message("late"))))).await.unwrap();
     assert_eq!(soon(late.into_body().collect()).await.unwrap().to_bytes(), message("late"));
+    // Longer than the quiet period: what runs is waited for.
     tokio::time::sleep(150 * MS).await;
     assert!(!sidecar.running.is_finished());
     frames.send(Ok(Frame::data(message("after")))).await.unwrap();
     assert_eq!(soon(talk.frame()).await.unwrap().unwrap().into_data().unwrap(), message("after"));
     drop(frames);
     assert!(soon(talk.frame()).await.unwrap().unwrap().is_trailers());
-    soon(sidecar.running).await.unwrap().unwrap();
+    sidecar.ended().await;
     soon(async {
         while client.ready().await.is_ok() && !client.is_closed() {
             tokio::task::yield_now().await;

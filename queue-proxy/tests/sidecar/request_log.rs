@@ -1,25 +1,15 @@
 //! The sidecar's request log, over real sockets: a line for each request, whatever becomes of it.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use ember_dataplane::io::Io;
-use ember_queue_proxy::{Config, Error};
+use ember_queue_proxy::Config;
 use ember_telemetry::request_log::Output;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-const LONG: Duration = Duration::from_secs(20);
-const MS: Duration = Duration::from_millis(1);
+use crate::pod::{LONG, MS, Sidecar, Wire, app, config};
 
 /// What is written, write by write.
 #[derive(Clone, Default)]
@@ -57,126 +47,44 @@ impl Lines {
     }
 }
 
-struct Sidecar {
-    ip: IpAddr,
+/// A sidecar whose request log is kept.
+struct Logged {
+    sidecar: Sidecar,
     lines: Lines,
-    running: JoinHandle<Result<(), Error>>,
 }
 
-impl Drop for Sidecar {
-    fn drop(&mut self) {
-        self.running.abort();
-    }
-}
-
-impl Sidecar {
-    /// In front of an app on `user_port`, on an address of its own. `log` is what the cluster has set.
+impl Logged {
+    /// In front of an app on `user_port`. `log` is what the cluster has set.
     async fn start(user_port: u16, log: &Value, more: &[(&str, &str)]) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let (process, test) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let ip: IpAddr =
-            Ipv4Addr::new(127, 30 + (process >> 8 & 0x1f) as u8, process as u8, 1 + test as u8).into();
-        let (user_port, log) = (user_port.to_string(), log.to_string());
+        let log = log.to_string();
         let mut env = vec![
-            ("CONTAINER_CONCURRENCY", "0"),
-            ("QUEUE_SERVING_PORT", "8012"),
-            ("QUEUE_SERVING_TLS_PORT", "8112"),
-            ("USER_PORT", &user_port),
-            ("REVISION_TIMEOUT_SECONDS", "300"),
-            ("SERVING_LOGGING_CONFIG", ""),
-            ("SERVING_LOGGING_LEVEL", ""),
-            ("SERVING_NAMESPACE", "default"),
             ("SERVING_SERVICE", "shop"),
             ("SERVING_CONFIGURATION", "shop-cfg"),
             ("SERVING_REVISION", "shop-00001"),
-            ("SERVING_POD", "pod-1"),
             ("SERVING_POD_IP", "10.1.2.3"),
             ("OBSERVABILITY_CONFIG", &log),
         ];
-        env.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
         env.extend_from_slice(more);
-        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
         let lines = Lines::default();
-        let config = Config {
-            bind: ip,
-            request_log_output: Some(Output::new(lines.clone())),
-            ..Config::from_env(env).unwrap()
-        };
-        let (readiness, _) = watch::channel(false);
-        let running =
-            tokio::spawn(ember_queue_proxy::run(config, Io::system(), readiness, CancellationToken::new()));
-        let begun = Instant::now();
-        while TcpStream::connect((ip, 9090)).await.is_err() {
-            assert!(begun.elapsed() < LONG, "it does not listen");
-            tokio::time::sleep(MS).await;
-        }
-        Self { ip, lines, running }
+        let request_log_output = Some(Output::new(lines.clone()));
+        let sidecar = Sidecar::start(Config { request_log_output, ..config(user_port, &env) }).await;
+        Self { sidecar, lines }
     }
 
     async fn connect(&self) -> Wire {
-        let stream = TcpStream::connect((self.ip, 8012)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Wire { stream, read: Vec::new() }
+        self.sidecar.connect(8012).await
     }
 
     /// The answer to a request on a connection of its own; `rest` is more of the head, and the body.
     async fn request(&self, line: &str, rest: &str) -> String {
-        let mut wire = self.connect().await;
-        wire.send(&format!("{line} HTTP/1.1\r\nhost: app.example\r\nconnection: close\r\n{rest}")).await;
-        wire.rest().await
+        let head = format!("{line} HTTP/1.1\r\nhost: app.example\r\nconnection: close\r\n{rest}");
+        self.sidecar.send(8012, &head).await
     }
-}
-
-struct Wire {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Wire {
-    async fn send(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).await.unwrap();
-    }
-
-    /// What there is up to `text`; `None` if the connection ends before.
-    async fn until(&mut self, text: &str) -> Option<String> {
-        loop {
-            let seen = String::from_utf8_lossy(&self.read).into_owned();
-            if let Some(at) = seen.find(text) {
-                let rest = self.read.split_off(at + text.len());
-                return Some(String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap());
-            }
-            match tokio::time::timeout(LONG, self.stream.read_buf(&mut self.read)).await.unwrap() {
-                Ok(read) if read > 0 => {}
-                _ => return None,
-            }
-        }
-    }
-
-    async fn rest(&mut self) -> String {
-        tokio::time::timeout(LONG, self.stream.read_to_end(&mut self.read)).await.unwrap().ok();
-        String::from_utf8_lossy(&std::mem::take(&mut self.read)).into_owned()
-    }
-}
-
-/// An app that treats each connection with `serve`.
-async fn app<F, T>(serve: F) -> u16
-where
-    F: Fn(Wire) -> T + Send + Sync + 'static,
-    T: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(Wire { stream, read: Vec::new() }));
-        }
-    });
-    port
 }
 
 /// Answers by the path.
 async fn by_path(mut wire: Wire) {
-    while let Some(head) = wire.until("\r\n\r\n").await {
+    while let Ok(head) = wire.try_until("\r\n\r\n").await {
         if head.to_lowercase().contains("transfer-encoding: chunked") {
             wire.until("0\r\n\r\n").await;
         }
@@ -216,7 +124,7 @@ fn short() -> Value {
 
 #[tokio::test]
 async fn the_default_line_tells_of_a_request() {
-    let sidecar = Sidecar::start(app(by_path).await, &json!({"enableRequestLog": true}), &[]).await;
+    let sidecar = Logged::start(app(by_path).await, &json!({"enableRequestLog": true}), &[]).await;
     let rest = "user-agent: <me>\r\ntraceparent: 00-0123456789abcdef-01-01\r\ncontent-length: 3\r\n\r\nabc";
     assert!(sidecar.request("PUT /a?b=1", rest).await.ends_with("ok"));
     let [line] = sidecar.lines.sorted(1).await.try_into().unwrap();
@@ -246,7 +154,7 @@ async fn the_default_line_tells_of_a_request() {
 
 #[tokio::test]
 async fn every_request_has_its_line_with_what_it_came_to() {
-    let sidecar = Sidecar::start(app(by_path).await, &short(), &[]).await;
+    let sidecar = Logged::start(app(by_path).await, &short(), &[]).await;
     sidecar.request("GET /fine", "\r\n").await;
     sidecar.request("GET /missing", "\r\n").await;
     sidecar.request("GET /hinted", "\r\n").await;
@@ -257,7 +165,7 @@ async fn every_request_has_its_line_with_what_it_came_to() {
     let mut wire = sidecar.connect().await;
     for _ in 0..2 {
         wire.send("GET /again HTTP/1.1\r\nhost: app\r\n\r\n").await;
-        wire.until("ok").await.unwrap();
+        wire.until("ok").await;
     }
     let lines = sidecar.lines.sorted(8).await;
     assert_eq!(
@@ -278,7 +186,7 @@ async fn every_request_has_its_line_with_what_it_came_to() {
 #[tokio::test]
 async fn timers_that_cut_are_told() {
     let env = [("REVISION_TIMEOUT_SECONDS", "1")];
-    let sidecar = Sidecar::start(app(by_path).await, &short(), &env).await;
+    let sidecar = Logged::start(app(by_path).await, &short(), &env).await;
     let (silent, stalled) =
         tokio::join!(sidecar.request("GET /silent", "\r\n"), sidecar.request("GET /stalled", "\r\n"));
     assert!(silent.starts_with("HTTP/1.1 504"), "{silent}");
@@ -293,13 +201,13 @@ async fn who_is_refused_and_who_leaves_is_told() {
     let port = app(move |mut wire| {
         let arrive = arrive.clone();
         async move {
-            while wire.until("\r\n\r\n").await.is_some() {
+            while wire.try_until("\r\n\r\n").await.is_ok() {
                 let _ = arrive.send(());
             }
         }
     })
     .await;
-    let sidecar = Sidecar::start(port, &short(), &[("CONTAINER_CONCURRENCY", "1")]).await;
+    let sidecar = Logged::start(port, &short(), &[("CONTAINER_CONCURRENCY", "1")]).await;
     let mut running = sidecar.connect().await;
     running.send("GET /running HTTP/1.1\r\nhost: app\r\n\r\n").await;
     arrived.recv().await.unwrap();
@@ -320,10 +228,10 @@ async fn who_is_refused_and_who_leaves_is_told() {
 
 #[tokio::test]
 async fn a_client_that_leaves_in_the_middle_has_what_it_was_sent() {
-    let sidecar = Sidecar::start(app(by_path).await, &short(), &[]).await;
+    let sidecar = Logged::start(app(by_path).await, &short(), &[]).await;
     let mut wire = sidecar.connect().await;
     wire.send("GET /stalled HTTP/1.1\r\nhost: app\r\n\r\n").await;
-    wire.until("one").await.unwrap();
+    wire.until("one").await;
     assert!(sidecar.lines.now().is_empty(), "it is not over");
     drop(wire);
     assert_eq!(sidecar.lines.sorted(1).await, ["/stalled 0 200 3\n"]);
@@ -331,13 +239,13 @@ async fn a_client_that_leaves_in_the_middle_has_what_it_was_sent() {
 
 #[tokio::test]
 async fn an_upgraded_stream_is_logged_at_its_end() {
-    let sidecar = Sidecar::start(app(by_path).await, &short(), &[]).await;
+    let sidecar = Logged::start(app(by_path).await, &short(), &[]).await;
     let mut wire = sidecar.connect().await;
     wire.send("GET /socket HTTP/1.1\r\nhost: app\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
-    wire.until("\r\n\r\n").await.unwrap();
+    wire.until("\r\n\r\n").await;
     assert!(sidecar.lines.now().is_empty(), "it is not over");
     wire.send("ping").await;
-    assert_eq!(wire.until("pong").await.unwrap(), "pong");
+    assert_eq!(wire.until("pong").await, "pong");
     drop(wire);
     assert_eq!(sidecar.lines.sorted(1).await, ["/socket 0 101 4\n"]);
 }
@@ -353,10 +261,10 @@ async fn probes_are_logged_only_where_that_is_asked_for() {
         "k-kubelet-probe: x\r\n\r\n",
         "k-network-probe: queue\r\n\r\n",
     ];
-    let quiet = Sidecar::start(port, &short(), &[]).await;
+    let quiet = Logged::start(port, &short(), &[]).await;
     let mut all = short();
     all["enableProbeRequestLog"] = true.into();
-    let talkative = Sidecar::start(port, &all, &[]).await;
+    let talkative = Logged::start(port, &all, &[]).await;
     for (i, probe) in probes.into_iter().enumerate() {
         let line = format!("GET /{i}");
         assert!(quiet.request(&line, probe).await.starts_with("HTTP/1.1 200"), "{probe}");
@@ -375,7 +283,7 @@ async fn the_template_sees_the_headers_as_they_leave_and_the_host_as_it_came() {
     let template = "{{.Request.Host}} {{.Request.Header.Get \"K-Original-Host\"}}|{{.Request.Header.Get \"Forwarded\"}} \
                     {{with .Revision}}{{.Name}} {{.Namespace}} {{.Service}} {{.Configuration}} {{.PodName}}{{end}}";
     let log = json!({"enableRequestLog": true, "requestLogTemplate": template});
-    let sidecar = Sidecar::start(app(by_path).await, &log, &[]).await;
+    let sidecar = Logged::start(app(by_path).await, &log, &[]).await;
     sidecar.request("GET /", "k-original-host: shop.example\r\nx-forwarded-for: 1.1.1.1\r\n\r\n").await;
     assert_eq!(
         sidecar.lines.sorted(1).await,
@@ -390,12 +298,12 @@ async fn a_log_that_cannot_be_is_none_and_requests_are_served() {
     for log in
         [json!({}), json!({"requestLogTemplate": "x"}), on(""), on("{{.Request.Method"), on("{{nope}}")]
     {
-        let sidecar = Sidecar::start(port, &log, &[]).await;
+        let sidecar = Logged::start(port, &log, &[]).await;
         assert!(sidecar.request("GET /", "\r\n").await.ends_with("ok"), "{log}");
         // The exchange is over when the connection is.
         assert!(sidecar.lines.now().is_empty(), "{log}");
     }
-    let sidecar = Sidecar::start(port, &on("{{.Request.Nope}}"), &[]).await;
+    let sidecar = Logged::start(port, &on("{{.Request.Nope}}"), &[]).await;
     sidecar.request("GET /a?b", "\r\n").await;
     let [line] = sidecar.lines.sorted(1).await.try_into().unwrap();
     assert!(

@@ -1,45 +1,23 @@
 //! Metrics over TLS, for those who can prove who they are; and requests that came by TLS, as metrics tell them.
-#![expect(clippy::unwrap_used, reason = "a test")]
-
-mod pod;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use ember_queue_proxy::Config;
-use pod::{LONG, Sidecar, app, config, echo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::authority::{Authority, provider};
+use crate::pod::{Sidecar, app, config, echo, soon};
+
 const NAME: &str = "queue-proxy.example";
 const ASK: &str = "GET /metrics HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n";
 
-/// A certificate authority.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
 impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        Self { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate and its key.
-    fn pair(&self) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-
     /// What a client that trusts this authority, and may prove itself with `pair`, is answered.
     async fn ask(
         &self,
@@ -48,12 +26,10 @@ impl Authority {
         request: &str,
         pair: Option<&(String, String)>,
     ) -> Option<String> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
-            .with_root_certificates(roots);
+            .with_root_certificates(self.roots());
         let config = match pair {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
@@ -72,7 +48,7 @@ impl Authority {
             stream.read_to_string(&mut answer).await.ok()?;
             Some(answer)
         };
-        tokio::time::timeout(LONG, exchange).await.unwrap()
+        soon(exchange).await
     }
 }
 
@@ -86,7 +62,7 @@ fn put(directory: &Path, name: &str, text: &str) -> String {
 async fn who_may_read_metrics() {
     let directory = tempfile::tempdir().unwrap();
     let (authority, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
-    let (certificate, key) = authority.pair();
+    let (certificate, key) = authority.pair(&[NAME]);
     let certificate = put(directory.path(), "metrics.crt", &certificate);
     let key = put(directory.path(), "metrics.key", &key);
     let ca = put(directory.path(), "clients.crt", &clients.pem);
@@ -103,7 +79,7 @@ async fn who_may_read_metrics() {
             ("METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE", &ca),
         ];
         let sidecar = Sidecar::start(config(port, &more)).await;
-        let pairs = [None, Some(clients.pair()), Some(strangers.pair())];
+        let pairs = [None, Some(clients.pair(&[NAME])), Some(strangers.pair(&[NAME]))];
         for (pair, answered) in pairs.iter().zip(answered) {
             let answer = authority.ask(&sidecar, 9091, ASK, pair.as_ref()).await;
             let found = answer.is_some_and(|answer| answer.contains("target_info{"));
@@ -118,7 +94,7 @@ async fn who_may_read_metrics() {
 async fn a_request_by_tls_is_told_as_that() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let (certificate, key) = authority.pair();
+    let (certificate, key) = authority.pair(&[NAME]);
     put(directory.path(), "tls.crt", &certificate);
     put(directory.path(), "tls.key", &key);
     let port = app(echo).await;

@@ -1,15 +1,12 @@
 //! Traces and pushed metrics, over real sockets to a collector of the test's own.
-#![cfg(feature = "otlp")]
-
-mod collector;
-mod pod;
 
 use std::time::Duration;
 
-use collector::{Collector, Seen};
-use pod::{MS, Sidecar, app, config, echo};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
+
+use crate::collector::{Collector, Seen};
+use crate::pod::{MS, Sidecar, app, config, echo};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
@@ -52,7 +49,7 @@ async fn spans_of_a_request_with_a_limit_over_http() {
         "{}x-forwarded-for: 9.9.9.9, 8.8.8.8\r\nuser-agent: test\r\nknative-serving-default-route: true\r\n",
         caller(false)
     );
-    let answer = sidecar.get("/a/b?c=d", &headers).await;
+    let answer = sidecar.get(8012, "/a/b?c=d", &headers).await;
     let peer = sidecar.ip;
     sidecar.end().await;
     let spans = collector.spans();
@@ -112,10 +109,10 @@ async fn spans_over_grpc_without_a_limit_and_what_fails() {
     let (collector, addr) = Collector::start().await;
     let port = app(echo).await;
     let sidecar = traced("grpc", &format!("http://{addr}"), 1.0, port, &[]).await;
-    let missing = sidecar.get("/missing", "tracestate: a=1\r\n").await;
+    let missing = sidecar.get(8012, "/missing", "tracestate: a=1\r\n").await;
     assert_eq!(header(&missing, "tracestate"), None, "of no trace");
     for probe in ["k-network-probe: queue\r\n", "k-kubelet-probe: x\r\n"] {
-        let answer = sidecar.get("/", &format!("{probe}{}", caller(true))).await;
+        let answer = sidecar.get(8012, "/", &format!("{probe}{}", caller(true))).await;
         assert!(answer.contains(PARENT), "untouched: {answer}");
     }
     sidecar.end().await;
@@ -163,7 +160,7 @@ async fn who_samples() {
         let more = sampler.map(|sampler| ("OTEL_TRACES_SAMPLER", sampler));
         let more: Vec<(&str, &str)> = more.into_iter().collect();
         let sidecar = traced("http/protobuf", &format!("http://{addr}"), rate, port, &more).await;
-        let answer = sidecar.get("/", &parent.map_or_else(String::new, caller)).await;
+        let answer = sidecar.get(8012, "/", &parent.map_or_else(String::new, caller)).await;
         sidecar.end().await;
         let case = format!("{rate} {sampler:?} {parent:?}");
         assert_eq!(!collector.spans().is_empty(), exported, "{case}");
@@ -185,9 +182,9 @@ async fn metrics_are_pushed_over_http_and_grpc() {
         let more = [("OBSERVABILITY_CONFIG", json.as_str()), ("CONTAINER_CONCURRENCY", "2")];
         let sidecar = Sidecar::start(config(port, &more)).await;
         for _ in 0..3 {
-            sidecar.get("/", "knative-serving-tag: canary\r\n").await;
+            sidecar.get(8012, "/", "knative-serving-tag: canary\r\n").await;
         }
-        sidecar.get("/", "k-network-probe: queue\r\n").await;
+        sidecar.get(8012, "/", "k-network-probe: queue\r\n").await;
         sidecar.end().await;
         let only = |name: &str| {
             let points = collector.points(name);
@@ -228,7 +225,7 @@ async fn a_collector_that_does_not_answer_holds_nobody_up_for_long() {
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let port = app(echo).await;
     let sidecar = traced("http/protobuf", &endpoint, 1.0, port, &[]).await;
-    assert!(sidecar.get("/", "").await.starts_with("HTTP/1.1 200"));
+    assert!(sidecar.get(8012, "/", "").await.starts_with("HTTP/1.1 200"));
     let begun = Instant::now();
     let mut sidecar = sidecar;
     sidecar.shutdown.cancel();

@@ -1,6 +1,4 @@
 //! A pod: the sidecar on its public ports, in front of an app of the test's own.
-#![expect(clippy::unwrap_used, reason = "a test")]
-#![allow(dead_code, reason = "each test uses a part")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,36 +13,22 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const LONG: Duration = Duration::from_secs(10);
+use crate::container::environment;
+
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 pub(crate) const MS: Duration = Duration::from_millis(1);
+
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// Header lines of probes.
+pub(crate) const ACTIVATOR: &str = "user-agent: Knative-Activator-Probe\r\nk-network-probe: queue\r\n";
+pub(crate) const KUBELET: &str = "user-agent: kube-probe/1.34\r\nk-network-probe: queue\r\n";
 
 /// An address of this test's own, so that the contract's ports are free.
 fn own_ip() -> IpAddr {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let (process, test) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     Ipv4Addr::new(127, 100 + (process >> 8 & 0x3f) as u8, process as u8, 1 + test as u8).into()
-}
-
-/// What the controller writes into the container's environment, and `more`.
-pub(crate) fn environment(user_port: u16, more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let user_port = user_port.to_string();
-    let mut env = vec![
-        ("CONTAINER_CONCURRENCY", "0"),
-        ("QUEUE_SERVING_PORT", "8012"),
-        ("QUEUE_SERVING_TLS_PORT", "8112"),
-        ("USER_PORT", &user_port),
-        ("REVISION_TIMEOUT_SECONDS", "300"),
-        ("SERVING_LOGGING_CONFIG", ""),
-        ("SERVING_LOGGING_LEVEL", ""),
-        ("SERVING_NAMESPACE", "default"),
-        ("SERVING_CONFIGURATION", "app"),
-        ("SERVING_REVISION", "app-00001"),
-        ("SERVING_POD", "pod-1"),
-        ("SERVING_POD_IP", "127.0.0.1"),
-    ];
-    env.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
-    env.extend_from_slice(more);
-    env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 pub(crate) fn config(user_port: u16, more: &[(&str, &str)]) -> Config {
@@ -54,6 +38,7 @@ pub(crate) fn config(user_port: u16, more: &[(&str, &str)]) -> Config {
 
 pub(crate) struct Sidecar {
     pub(crate) ip: IpAddr,
+    pub(crate) ready: watch::Receiver<bool>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) running: JoinHandle<Result<(), Error>>,
 }
@@ -67,25 +52,33 @@ impl Drop for Sidecar {
 impl Sidecar {
     pub(crate) async fn start(config: Config) -> Self {
         let ip = config.bind;
-        let (readiness, _) = watch::channel(false);
+        let (readiness, ready) = watch::channel(false);
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(ember_queue_proxy::run(config, Io::system(), readiness, shutdown.clone()));
         // The ports open together, before anything is served.
         eventually("it listens", async || TcpStream::connect((ip, 9090)).await.is_ok()).await;
-        Self { ip, shutdown, running }
+        Self { ip, ready, shutdown, running }
+    }
+
+    pub(crate) async fn until_ready(&mut self) {
+        soon(self.ready.wait_for(|ready| *ready)).await.unwrap();
+    }
+
+    pub(crate) async fn connect(&self, port: u16) -> Wire {
+        Wire::connect((self.ip, port).into()).await
     }
 
     /// Sends a head, and what else stands after it, and reads until the connection closes.
     pub(crate) async fn send(&self, port: u16, request: &str) -> String {
-        let mut wire = Wire::connect((self.ip, port).into()).await;
+        let mut wire = self.connect(port).await;
         wire.send(request).await;
         wire.rest().await
     }
 
     /// A request with these header lines, each ended.
-    pub(crate) async fn get(&self, path: &str, headers: &str) -> String {
+    pub(crate) async fn get(&self, port: u16, path: &str, headers: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n{headers}\r\n");
-        self.send(8012, &request).await
+        self.send(port, &request).await
     }
 
     /// What Prometheus reads.
@@ -107,9 +100,14 @@ impl Sidecar {
     }
 
     /// SIGTERM, and the end.
-    pub(crate) async fn end(mut self) {
+    pub(crate) async fn end(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(LONG, &mut self.running).await.unwrap().unwrap().unwrap();
+        self.ended().await;
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(mut self) {
+        soon(&mut self.running).await.unwrap().unwrap();
     }
 }
 
@@ -121,8 +119,13 @@ pub(crate) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) 
     }
 }
 
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.unwrap()
+}
+
+/// Either end of a connection, in bytes.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    pub(crate) stream: TcpStream,
     read: Vec<u8>,
 }
 
@@ -137,34 +140,40 @@ impl Wire {
         self.stream.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// What is read up to and including `text`; nothing if the connection ends before.
-    pub(crate) async fn until(&mut self, text: &str) -> Option<String> {
+    /// What is read up to and including `text`, which has to come.
+    pub(crate) async fn until(&mut self, text: &str) -> String {
+        self.try_until(text).await.unwrap_or_else(|seen| panic!("no {text:?} in {seen:?}"))
+    }
+
+    /// The same; where the connection ends before, what there was.
+    pub(crate) async fn try_until(&mut self, text: &str) -> Result<String, String> {
         loop {
             let seen = String::from_utf8_lossy(&self.read).into_owned();
             if let Some(at) = seen.find(text) {
                 let rest = self.read.split_off(at + text.len());
-                return Some(String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap());
+                return Ok(String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap());
             }
             match tokio::time::timeout(LONG, self.stream.read_buf(&mut self.read)).await {
                 Ok(Ok(read)) if read > 0 => {}
-                _ => return None,
+                _ => return Err(seen),
             }
         }
     }
 
+    /// Everything up to the end of the connection.
     pub(crate) async fn rest(&mut self) -> String {
         tokio::time::timeout(LONG, self.stream.read_to_end(&mut self.read)).await.unwrap().ok();
         String::from_utf8_lossy(&std::mem::take(&mut self.read)).into_owned()
     }
 }
 
-/// An app that treats each connection with `serve`; its port.
-pub(crate) async fn app<F, T>(serve: F) -> u16
+/// An app on `addr` (port 0: any) that treats each connection with `serve`; its port.
+pub(crate) async fn app_at<F, T>(addr: SocketAddr, serve: F) -> u16
 where
     F: Fn(Wire) -> T + Send + Sync + 'static,
     T: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(addr).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -174,9 +183,18 @@ where
     port
 }
 
+/// The same on any port.
+pub(crate) async fn app<F, T>(serve: F) -> u16
+where
+    F: Fn(Wire) -> T + Send + Sync + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    app_at(([127, 0, 0, 1], 0).into(), serve).await
+}
+
 /// Answers every request with its own head, and reads no body.
 pub(crate) async fn echo(mut wire: Wire) {
-    while let Some(head) = wire.until("\r\n\r\n").await {
+    while let Ok(head) = wire.try_until("\r\n\r\n").await {
         let status = if head.contains("/missing") { "404 Not Found" } else { "200 OK" };
         wire.send(&format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{head}", head.len())).await;
     }

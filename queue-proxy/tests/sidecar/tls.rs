@@ -1,89 +1,46 @@
 //! The sidecar with a certificate, over real sockets, in front of a real app; and apps that speak TLS themselves.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use ember_dataplane::body::Body;
 use ember_dataplane::io::Io;
-use ember_queue_proxy::{Config, Error};
+use ember_queue_proxy::Config;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
-const LONG: Duration = Duration::from_secs(20);
-const MS: Duration = Duration::from_millis(1);
+use crate::authority::{Authority, provider};
+use crate::pod::{self, MS, Sidecar, eventually, soon};
+
 const NAME: &str = "data-plane.knative.dev";
+/// Those of a certificate of the data plane.
+const NAMES: &[&str] = &["kn-user-default", NAME];
 const V1_2: &SupportedProtocolVersion = &rustls::version::TLS12;
 const V1_3: &SupportedProtocolVersion = &rustls::version::TLS13;
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.unwrap()
-}
-
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !done().await {
-        assert!(begun.elapsed() < LONG, "never: {what}");
-        tokio::time::sleep(MS).await;
-    }
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-/// A certificate authority.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
 impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        Self { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate of the data plane, and its key.
-    fn pair(&self) -> (String, String) {
-        let names = vec!["kn-user-default".to_owned(), NAME.to_owned()];
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
     async fn handshake(
         &self,
         addr: SocketAddr,
         version: &'static SupportedProtocolVersion,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[version])
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(self.roots())
             .with_no_client_auth();
         let stream = TcpStream::connect(addr).await.unwrap();
         let name = ServerName::try_from(NAME).unwrap();
@@ -96,60 +53,15 @@ fn put(directory: &Path, (certificate, key): &(String, String)) {
     std::fs::write(directory.join("tls.key"), key).unwrap();
 }
 
-/// An address of this test's own, so that the contract's ports are free.
-fn own_ip() -> IpAddr {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let (process, test) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    Ipv4Addr::new(127, 36 + (process >> 8 & 0x3f) as u8, process as u8, 1 + test as u8).into()
-}
-
 fn config(directory: &Path, user_port: u16, more: &[(&str, &str)]) -> Config {
-    let user_port = user_port.to_string();
-    let mut env = vec![
-        ("CONTAINER_CONCURRENCY", "0"),
-        ("QUEUE_SERVING_PORT", "8012"),
-        ("QUEUE_SERVING_TLS_PORT", "8112"),
-        ("USER_PORT", &user_port),
-        ("REVISION_TIMEOUT_SECONDS", "300"),
-        ("SERVING_LOGGING_CONFIG", ""),
-        ("SERVING_LOGGING_LEVEL", ""),
-        ("SERVING_NAMESPACE", "default"),
-        ("SERVING_CONFIGURATION", "app"),
-        ("SERVING_REVISION", "app-00001"),
-        ("SERVING_POD", "pod-1"),
-        ("SERVING_POD_IP", "127.0.0.1"),
-    ];
-    env.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
-    env.extend_from_slice(more);
-    let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     Config {
-        bind: own_ip(),
-        drain_quiet_period: 50 * MS,
         certificate_directory: Some(directory.to_owned()),
         certificate_period: 10 * MS,
-        ..Config::from_env(env).unwrap()
+        ..pod::config(user_port, more)
     }
-}
-
-struct Sidecar {
-    ip: IpAddr,
-    ready: watch::Receiver<bool>,
-    shutdown: CancellationToken,
-    running: JoinHandle<Result<(), Error>>,
 }
 
 impl Sidecar {
-    async fn start(config: Config) -> Self {
-        let ip = config.bind;
-        let (readiness, ready) = watch::channel(false);
-        let shutdown = CancellationToken::new();
-        let running = tokio::spawn(ember_queue_proxy::run(config, Io::system(), readiness, shutdown.clone()));
-        let sidecar = Self { ip, ready, shutdown, running };
-        // The ports open together, before anything is served.
-        eventually("it listens", async || sidecar.is_open(9090).await).await;
-        sidecar
-    }
-
     async fn is_open(&self, port: u16) -> bool {
         TcpStream::connect((self.ip, port)).await.is_ok()
     }
@@ -252,7 +164,7 @@ fn answer(request: &Request<Incoming>) -> Response<Body> {
 async fn without_both_files_there_is_no_tls() {
     let port = app(false, Gate::new()).await;
     let directory = tempfile::tempdir().unwrap();
-    let (certificate, _) = Authority::new().pair();
+    let (certificate, _) = Authority::new().pair(NAMES);
     // Nobody is to follow the setting, so that it may be anything.
     let wrong = ("QUEUE_PROXY_TLS_MIN_VERSION", "1.1");
     for _ in 0..2 {
@@ -267,14 +179,14 @@ async fn without_both_files_there_is_no_tls() {
 #[tokio::test]
 async fn what_cannot_be_served_with_is_fatal() {
     let directory = tempfile::tempdir().unwrap();
-    let (certificate, key) = Authority::new().pair();
+    let (certificate, key) = Authority::new().pair(NAMES);
     put(directory.path(), &(certificate.clone(), key.clone()));
     let said = refused(config(directory.path(), 1, &[("QUEUE_PROXY_TLS_MIN_VERSION", "1.1")])).await;
     assert_eq!(said, "invalid QUEUE_PROXY_TLS_MIN_VERSION \"1.1\": must be 1.2 or 1.3");
     let said = refused(config(directory.path(), 1, &[("QUEUE_PROXY_TLS_CURVE_PREFERENCES", "X448")])).await;
     assert!(said.contains("unknown curve \"X448\""), "{said}");
 
-    let another = Authority::new().pair().1;
+    let another = Authority::new().pair(NAMES).1;
     put(directory.path(), &(certificate.clone(), another));
     let said = refused(config(directory.path(), 1, &[])).await;
     assert!(said.contains("certificate and private key"), "{said}");
@@ -292,10 +204,10 @@ async fn what_cannot_be_served_with_is_fatal() {
 async fn requests_and_probes_go_by_either_port() {
     let authority = Authority::new();
     let directory = tempfile::tempdir().unwrap();
-    put(directory.path(), &authority.pair());
+    put(directory.path(), &authority.pair(NAMES));
     let port = app(false, Gate::new()).await;
     let mut sidecar = Sidecar::start(config(directory.path(), port, &[])).await;
-    soon(sidecar.ready.wait_for(|ready| *ready)).await.unwrap();
+    sidecar.until_ready().await;
     let connect = async || authority.handshake(sidecar.tls(), V1_3).await.unwrap();
     let probe = [("user-agent", "Knative-Activator-Probe"), ("k-network-probe", "queue")];
     for path in ["/", "/healthz", "/any/where"] {
@@ -314,14 +226,13 @@ async fn requests_and_probes_go_by_either_port() {
     let hash = [("k-network-probe", "probe"), ("k-network-hash", "abc")];
     assert_eq!(http1(connect().await, get("/healthz", &hash)).await.headers()["k-network-hash"], "abc");
     assert!(authority.handshake(sidecar.tls(), V1_2).await.is_err());
-    sidecar.running.abort();
 }
 
 #[tokio::test]
 async fn http2_apps_and_older_clients_are_served_too() {
     let authority = Authority::new();
     let directory = tempfile::tempdir().unwrap();
-    put(directory.path(), &authority.pair());
+    put(directory.path(), &authority.pair(NAMES));
     let port = app(true, Gate::new()).await;
     let more = [("QUEUE_SERVING_PORT", "8013"), ("QUEUE_PROXY_TLS_MIN_VERSION", "1.2")];
     let sidecar = Sidecar::start(config(directory.path(), port, &more)).await;
@@ -332,22 +243,22 @@ async fn http2_apps_and_older_clients_are_served_too() {
         assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
         assert_eq!(collected.to_bytes(), "HTTP/2.0 /echo.Echo/Talk");
     }
-    sidecar.running.abort();
 }
 
 #[tokio::test]
 async fn a_changed_pair_is_taken_over_and_a_bad_one_is_not() {
     let (before, after) = (Authority::new(), Authority::new());
     let directory = tempfile::tempdir().unwrap();
-    put(directory.path(), &before.pair());
+    put(directory.path(), &before.pair(NAMES));
     let port = app(false, Gate::new()).await;
     let sidecar = Sidecar::start(config(directory.path(), port, &[])).await;
     let stream = before.handshake(sidecar.tls(), V1_3).await.unwrap();
     let (mut open, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
 
-    // For as long as the files do not fit together nothing happens.
-    let next = after.pair();
+    // For as long as the files do not fit together nothing happens, and nothing tells that they were looked at: a few
+    // periods of it.
+    let next = after.pair(NAMES);
     std::fs::write(directory.path().join("tls.crt"), &next.0).unwrap();
     for _ in 0..5 {
         tokio::time::sleep(10 * MS).await;
@@ -362,16 +273,15 @@ async fn a_changed_pair_is_taken_over_and_a_bad_one_is_not() {
     assert_eq!(text(soon(open.send_request(get("/open", &[]))).await.unwrap()).await, "HTTP/1.1 /open");
 
     // The key alone may change, with a certificate that goes with it.
-    put(directory.path(), &before.pair());
+    put(directory.path(), &before.pair(NAMES));
     eventually("the old one is back", async || before.handshake(sidecar.tls(), V1_3).await.is_ok()).await;
-    sidecar.running.abort();
 }
 
 #[tokio::test]
 async fn the_drain_waits_for_tls_requests_too() {
     let authority = Authority::new();
     let directory = tempfile::tempdir().unwrap();
-    put(directory.path(), &authority.pair());
+    put(directory.path(), &authority.pair(NAMES));
     let gate = Gate::new();
     let port = app(false, Arc::clone(&gate)).await;
     let sidecar = Sidecar::start(config(directory.path(), port, &[])).await;
@@ -394,7 +304,7 @@ async fn the_drain_waits_for_tls_requests_too() {
     assert!(!sidecar.running.is_finished());
     gate.permits.add_permits(1);
     assert_eq!(slow.await.unwrap(), "HTTP/1.1 /slow");
-    soon(sidecar.running).await.unwrap().unwrap();
+    sidecar.ended().await;
     assert!(TcpStream::connect((ip, 8112)).await.is_err());
     drop(silent);
 }
@@ -454,8 +364,7 @@ async fn https_probes_believe_whoever_answers() {
     };
     let ready = async |port: u16, path: &str| {
         let mut sidecar = probed(port, path).await;
-        soon(sidecar.ready.wait_for(|ready| *ready)).await.unwrap();
-        sidecar.running.abort();
+        sidecar.until_ready().await;
     };
     ready(tls_app(&[], &[V1_3]).await, "/ready").await;
     ready(tls_app(&["http/1.1"], &[V1_2]).await, "/moved").await;
@@ -466,5 +375,4 @@ async fn https_probes_believe_whoever_answers() {
     let asked = tokio::time::timeout(300 * MS, failing.plain(8012, get("/", &probe))).await;
     assert!(asked.is_err() || asked.unwrap().status() == 503);
     assert!(!*failing.ready.borrow());
-    failing.running.abort();
 }

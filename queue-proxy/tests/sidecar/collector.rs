@@ -1,6 +1,4 @@
 //! A collector: takes what is pushed by OTLP, over HTTP or gRPC, and keeps it.
-#![expect(clippy::unwrap_used, reason = "a test")]
-#![allow(dead_code, reason = "each test uses a part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
