@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::stage::{create, eventually};
-use crate::world::{Through, World, no_timers, sleepy};
+use crate::stage::cluster::create;
+use crate::stage::{eventually, no_timers};
+use crate::world::{Through, World, sleepy};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<UnsyncBoxBody<Bytes, Failure>>;
