@@ -102,8 +102,8 @@ fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
             let file = match file {
                 "qp-h2c" => "queue-proxy/tests/sidecar/h2c.rs".to_owned(),
                 "hop-tls" => "dataplane/tests/hop/tls/".to_owned(),
-                "activator-tls" => "activator/tests/tls.rs".to_owned(),
-                "activator-log" => "activator/tests/request_log.rs".to_owned(),
+                "activator-tls" => "activator/tests/activator/tls/".to_owned(),
+                "activator-log" => "activator/tests/activator/request_log.rs".to_owned(),
                 "ember-activator" => "ember/tests/activator.rs".to_owned(),
                 file => format!("/{}", file.rsplit('/').next().unwrap()),
             };

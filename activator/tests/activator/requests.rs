@@ -1,9 +1,4 @@
-//! The whole component over real sockets, against an API server: requests wait, are reported and reach pods. What
-//! others do, the test does: the autoscaler's end of the websocket, the pods' queue-proxies, the Endpoints.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
+//! Requests wait, are reported, and reach pods.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use world::*;
+use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_at_zero_is_reported_at_once_and_waits_for_the_first_pod() {

@@ -1,9 +1,5 @@
 //! The activator's request log: as `config-observability` has it at the moment.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::io::Write;
 use std::sync::Arc;
 
@@ -16,7 +12,7 @@ use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use world::*;
+use crate::world::*;
 
 /// What is written, write by write.
 #[derive(Clone, Default)]

@@ -1,9 +1,5 @@
 //! Metrics by TLS.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::sync::Arc;
 
 use ember_dataplane::metrics::prometheus::{Clients, Tls};
@@ -17,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use world::*;
+use crate::world::*;
 
 const NAME: &str = "activator.example";
 

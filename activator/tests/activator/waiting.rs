@@ -1,9 +1,5 @@
 //! What becomes of requests that wait, and what is told of them: whatever their end, nothing of them stays behind.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,7 +11,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use world::*;
+use crate::world::*;
 
 /// That all places are free: as many requests as there are run at a time.
 async fn all_places_are_free(world: &World, pod: &Pod, places: usize) {

@@ -1,14 +1,10 @@
 //! Pods behind a mesh: reached through their Service, or through the mesh by name.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use world::*;
+use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_a_mesh_answers_in_the_pods_stead_their_service_is_used() {

@@ -1,9 +1,5 @@
 //! One of two activators is lost without a word: what it carried is lost, and nothing else.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use world::*;
+use crate::world::*;
 
 /// Whether a request on a connection of its own is answered as it should be.
 async fn is_served(addr: SocketAddr) -> bool {

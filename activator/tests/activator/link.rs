@@ -1,9 +1,5 @@
 //! The link to the autoscaler, seen from its end: pings, silence, what a tick says, and what the kubelet is told.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod world;
-
 use std::time::Duration;
 
 use ember_dataplane::stat::WireStatMessages;
@@ -15,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use world::*;
+use crate::world::*;
 
 const KUBELET: [(&str, &str); 1] = [("user-agent", "kube-probe/1")];
 
