@@ -1,4 +1,5 @@
-//! What the tables of `docs/` that go by statements say is tested, is: every test it names is there, and no statement is named twice.
+//! What the tables of `docs/` that go by statements say is tested, is: every test they name is there, and no statement
+//! is named twice.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 

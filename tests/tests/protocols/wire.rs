@@ -6,8 +6,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use ember_tests::http::host;
+use ember_tests::soon;
 
-use crate::app::{asleep, soon};
+use crate::app::asleep;
 
 /// A connection to the gateway.
 pub(crate) struct Wire {
