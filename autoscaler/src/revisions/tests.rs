@@ -1,3 +1,5 @@
+//! Reports, ticks and what is kept between them.
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ember_dataplane::io::Clock;
