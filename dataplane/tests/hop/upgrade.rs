@@ -72,6 +72,7 @@ async fn idle_upgraded_streams_end_by_the_idle_timer_active_ones_do_not() {
     while begun.elapsed() < Duration::from_millis(700) {
         client.send("ping").await;
         client.until("pong").await;
+        // Shorter than the timer, which has to run out if it is not set again.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(client.rest().await, "");

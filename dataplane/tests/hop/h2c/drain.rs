@@ -62,6 +62,7 @@ async fn a_drain_with_goaway_loses_nothing() {
         let drain = first.drain.clone();
         async move { drain.finish(LONG).await }
     });
+    // Nothing tells that it goes on waiting.
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!finishing.is_finished(), "the slow one is waited for");
     release.notify_one();
