@@ -22,7 +22,8 @@ async fn timers_answer_504_or_end_the_body() {
         }
     })
     .await;
-    let timeouts = Timeouts { total: Some(Duration::from_millis(100)), ..Timeouts::default() };
+    // Long enough for an answer to begin on a busy machine.
+    let timeouts = Timeouts { total: Some(Duration::from_millis(500)), ..Timeouts::default() };
     let hop = hop_with(addr, Protocol::Http1, timeouts, Options::default()).await;
     let mut client = Wire::connect(hop.addr).await;
     client.send("GET /silent HTTP/1.1\r\nhost: a\r\n\r\n").await;

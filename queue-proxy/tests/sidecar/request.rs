@@ -42,7 +42,8 @@ async fn timeouts_have_their_exact_answers() {
     })
     .await;
     let config = Config {
-        timeouts: Timeouts { total: Some(100 * MS), response_start: None, idle: None },
+        // Long enough for an answer to begin on a busy machine.
+        timeouts: Timeouts { total: Some(500 * MS), response_start: None, idle: None },
         ..config(port, &[("CONTAINER_CONCURRENCY", "1")])
     };
     let sidecar = Sidecar::start(config).await;
