@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use ember_dataplane::body::Body;
 use ember_dataplane::drain::{Drain, Outcome};
@@ -130,6 +131,36 @@ async fn the_body_is_asked_for_when_the_backend_agrees() {
     asked.try_recv().unwrap();
     client.send("data").await;
     client.until("ok").await;
+}
+
+#[tokio::test]
+async fn a_body_that_the_backend_does_not_want_is_not_asked_for() {
+    let addr = backend(|mut wire| async move {
+        while let Ok(head) = wire.try_until("\r\n\r\n").await {
+            let refused = head.starts_with("POST");
+            wire.send(if refused {
+                "HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig"
+            } else {
+                OK
+            })
+            .await;
+        }
+    })
+    .await;
+    let hop = hop(addr).await;
+    for _ in 0..100 {
+        let begun = Instant::now();
+        let mut client = Wire::connect(hop.addr).await;
+        // So that there is a connection to the backend.
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        client.until("ok").await;
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n").await;
+        let head = client.until("\r\n\r\n").await;
+        // After a second it is asked for, whatever the backend is about to say.
+        let late = head.contains("100 Continue") && begun.elapsed() >= Duration::from_secs(1);
+        assert!(head.starts_with("HTTP/1.1 413") || late, "{head}");
+    }
+    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
 }
 
 #[tokio::test]
