@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::managed_fields::Type;
 use crate::resource::Resource;
 use crate::status::ApiError;
 
@@ -54,17 +55,17 @@ impl Patch {
         }
     }
 
-    /// The patched object.
+    /// The patched object of a resource.
     ///
     /// # Errors
     /// 422 when an operation cannot be carried out.
-    pub(crate) fn apply(&self, base: &Value) -> Result<Value, ApiError> {
+    pub(crate) fn apply(&self, resource: &Resource, base: &Value) -> Result<Value, ApiError> {
         let mut value = base.clone();
         match self {
             Self::Json(operations) => json_patch::patch(&mut value, operations)
                 .map_err(|e| ApiError::unprocessable(format!("the patch cannot be applied: {e}")))?,
             Self::Merge(patch) => json_patch::merge(&mut value, patch),
-            Self::Strategic(patch) => strategic(&mut value, patch, "")?,
+            Self::Strategic(patch) => strategic(&mut value, patch, Type::of(resource, None))?,
         }
         if !value.is_object() {
             return Err(ApiError::unprocessable("the patch does not leave an object"));
@@ -73,31 +74,11 @@ impl Patch {
     }
 }
 
-/// The field that identifies the entries of a list, for lists that merge by key.
-fn merge_key(field: &str, entries: &[Value]) -> Option<&'static str> {
-    match field {
-        "containers"
-        | "initContainers"
-        | "ephemeralContainers"
-        | "env"
-        | "volumes"
-        | "imagePullSecrets"
-        | "secrets" => Some("name"),
-        "volumeMounts" => Some("mountPath"),
-        "ports" if entries.iter().any(|e| e.get("containerPort").is_some()) => Some("containerPort"),
-        "ports" => Some("port"),
-        "conditions" => Some("type"),
-        "ownerReferences" => Some("uid"),
-        "hostAliases" => Some("ip"),
-        _ => None,
-    }
-}
-
 /// Kubernetes' strategic merge: maps merge, lists with a merge key merge by it, other lists are replaced.
-fn strategic(target: &mut Value, patch: &Value, field: &str) -> Result<(), ApiError> {
+fn strategic(target: &mut Value, patch: &Value, ty: Type<'_>) -> Result<(), ApiError> {
     match patch {
-        Value::Object(patch) => strategic_map(target, patch),
-        Value::Array(entries) => strategic_list(target, entries, field),
+        Value::Object(patch) => strategic_map(target, patch, ty),
+        Value::Array(entries) => strategic_list(target, entries, ty),
         other => {
             *target = other.clone();
             Ok(())
@@ -105,7 +86,7 @@ fn strategic(target: &mut Value, patch: &Value, field: &str) -> Result<(), ApiEr
     }
 }
 
-fn strategic_map(target: &mut Value, patch: &Map<String, Value>) -> Result<(), ApiError> {
+fn strategic_map(target: &mut Value, patch: &Map<String, Value>, ty: Type<'_>) -> Result<(), ApiError> {
     match patch.get("$patch").and_then(Value::as_str) {
         Some("replace") => {
             *target = Value::Object(patch.iter().filter(|(k, _)| *k != "$patch").map(clone_pair).collect());
@@ -138,7 +119,7 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>) -> Result<(), A
         if value.is_null() {
             map.remove(key);
         } else {
-            strategic(map.entry(key.clone()).or_insert(Value::Null), value, key)?;
+            strategic(map.entry(key.clone()).or_insert(Value::Null), value, ty.field(key))?;
         }
     }
     Ok(())
@@ -148,9 +129,9 @@ fn clone_pair((key, value): (&String, &Value)) -> (String, Value) {
     (key.clone(), value.clone())
 }
 
-fn strategic_list(target: &mut Value, patch: &[Value], field: &str) -> Result<(), ApiError> {
+fn strategic_list(target: &mut Value, patch: &[Value], ty: Type<'_>) -> Result<(), ApiError> {
     let existing = target.as_array_mut().map(std::mem::take).unwrap_or_default();
-    if field == "finalizers" {
+    if ty.unites() {
         let mut merged = existing;
         merged.extend(patch.iter().filter(|p| !merged.contains(p)).cloned().collect::<Vec<_>>());
         *target = Value::Array(merged);
@@ -158,9 +139,8 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) -> Result<()
     }
     let directive = |entry: &Value| entry.get("$patch").and_then(Value::as_str).map(str::to_owned);
     let plain = |entry: &&Value| directive(entry).is_none();
-    let key = merge_key(field, if existing.is_empty() { patch } else { &existing });
     let replace = patch.iter().any(|e| directive(e).as_deref() == Some("replace"));
-    let Some(key) = key.filter(|_| !replace) else {
+    let Some(key) = ty.merge_key().filter(|_| !replace) else {
         *target = Value::Array(patch.iter().filter(plain).cloned().collect());
         return Ok(());
     };
@@ -174,10 +154,10 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) -> Result<()
         if directive(entry).as_deref() == Some("delete") {
             merged.retain(|e| e.get(key) != Some(id));
         } else if let Some(at) = at {
-            strategic(&mut merged[at], entry, "")?;
+            strategic(&mut merged[at], entry, ty.items())?;
         } else {
             let mut fresh = Value::Object(Map::new());
-            strategic(&mut fresh, entry, "")?;
+            strategic(&mut fresh, entry, ty.items())?;
             merged.push(fresh);
         }
     }
@@ -190,25 +170,75 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::resource::{PODS, RESOURCES, find};
 
     #[test]
     fn strategic_merge_merges_lists_by_their_keys() {
-        let base = json!({ "data": { "a": "1", "b": "2" }, "metadata": { "finalizers": ["x"] },
+        let base = json!({ "metadata": { "finalizers": ["x"], "labels": { "a": "1", "b": "2" } },
             "spec": { "containers": [{ "name": "a", "image": "i", "env": [{ "name": "E", "value": "1" }] },
                                      { "name": "b" }], "args": ["1"] } });
-        let patch =
-            Patch::Strategic(json!({ "data": { "a": null, "c": "3" }, "metadata": { "finalizers": ["y"] },
+        let patch = Patch::Strategic(json!({
+            "metadata": { "finalizers": ["y"], "labels": { "a": null, "c": "3" } },
             "spec": { "$setElementOrder/containers": [{ "name": "a" }],
                       "containers": [{ "name": "a", "env": [{ "name": "F", "value": "2" }] },
                                      { "name": "b", "$patch": "delete" }, { "name": "c" }],
                       "args": ["2", "3"] } }));
-        let out = patch.apply(&base).unwrap();
+        let out = patch.apply(&RESOURCES[PODS], &base).unwrap();
         assert_eq!(
             out,
-            json!({ "data": { "b": "2", "c": "3" }, "metadata": { "finalizers": ["x", "y"] },
+            json!({ "metadata": { "finalizers": ["x", "y"], "labels": { "b": "2", "c": "3" } },
                 "spec": { "containers": [{ "name": "a", "image": "i",
                                            "env": [{ "name": "E", "value": "1" }, { "name": "F", "value": "2" }] },
                                          { "name": "c" }], "args": ["2", "3"] } })
+        );
+    }
+
+    #[test]
+    fn a_list_merges_by_the_key_it_has_where_it_stands() {
+        let patched = |group, plural, base: Value, patch: Value| {
+            let resource = &RESOURCES[find(group, "v1", plural).unwrap()];
+            Patch::Strategic(patch).apply(resource, &base).unwrap()
+        };
+        let ports = |ports: Value| json!({ "spec": { "ports": ports } });
+        assert_eq!(
+            patched(
+                "",
+                "services",
+                ports(json!([{ "port": 80, "name": "http" }])),
+                ports(json!([{ "port": 80, "targetPort": 8080 }, { "port": 81 }])),
+            ),
+            ports(json!([{ "port": 80, "name": "http", "targetPort": 8080 }, { "port": 81 }]))
+        );
+        let template = |ports: Value| json!({ "spec": { "template": { "spec": { "containers": [{ "name": "c", "ports": ports }] } } } });
+        assert_eq!(
+            patched(
+                "apps",
+                "deployments",
+                template(json!([{ "containerPort": 80, "name": "http" }])),
+                template(json!([{ "containerPort": 80, "protocol": "UDP" }, { "containerPort": 81 }])),
+            ),
+            template(
+                json!([{ "containerPort": 80, "name": "http", "protocol": "UDP" }, { "containerPort": 81 }])
+            )
+        );
+        // Without a key the new list takes the old one's place, as upstream.
+        assert_eq!(
+            patched(
+                "discovery.k8s.io",
+                "endpointslices",
+                json!({ "ports": [{ "port": 80 }] }),
+                json!({ "ports": [{ "port": 81 }] })
+            ),
+            json!({ "ports": [{ "port": 81 }] })
+        );
+        assert_eq!(
+            patched(
+                "",
+                "serviceaccounts",
+                json!({ "imagePullSecrets": [{ "name": "a" }], "secrets": [{ "name": "a" }] }),
+                json!({ "imagePullSecrets": [{ "name": "b" }], "secrets": [{ "name": "b" }] })
+            ),
+            json!({ "imagePullSecrets": [{ "name": "b" }], "secrets": [{ "name": "a" }, { "name": "b" }] })
         );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ember_autoscaler::collection::{Collection, CollectionSpec};
-use ember_autoscaler::decider::{Decider, DeciderSpec, Load, ScalingMetric};
+use ember_autoscaler::decider::{Decider, DeciderSpec, Load};
 use ember_autoscaler::time::Time;
 use ember_autoscaler::window::{Algorithm, Window};
 use ember_dataplane::stat::Stat;
@@ -16,24 +16,6 @@ const STABLE_WINDOW: Duration = Duration::from_secs(60);
 const GRANULARITY: Duration = Duration::from_secs(1);
 const ALGORITHMS: [(&str, Algorithm); 2] =
     [("linear", Algorithm::Linear), ("weighted", Algorithm::WeightedExponential)];
-
-fn spec(scale_down_delay: Duration) -> DeciderSpec {
-    DeciderSpec {
-        max_scale_up_rate: 1000.0,
-        max_scale_down_rate: 2.0,
-        scaling_metric: ScalingMetric::Concurrency,
-        target_value: 70.0,
-        total_value: 100.0,
-        target_burst_capacity: 211.0,
-        activator_capacity: 100.0,
-        panic_threshold: 2.0,
-        stable_window: STABLE_WINDOW,
-        scale_down_delay,
-        initial_scale: 1,
-        reachable: true,
-        activation_scale: 0,
-    }
-}
 
 /// A load that comes and goes, so that scales do too.
 fn load_at(second: i64) -> f64 {
@@ -63,7 +45,8 @@ fn window(c: &mut Criterion) {
 /// From averages to a decision with its reasons.
 fn decision(c: &mut Criterion) {
     for (name, delay) in [("decision", 0), ("decision/scale-down-delay", 600)] {
-        let spec = spec(Duration::from_secs(delay));
+        let scale_down_delay = Duration::from_secs(delay);
+        let spec = DeciderSpec { scale_down_delay, ..DeciderSpec::default() };
         let mut decider = Decider::new(&spec, 1, Time::from_millis(0));
         let mut second = 0;
         c.bench_function(name, |b| {
@@ -79,7 +62,7 @@ fn decision(c: &mut Criterion) {
 /// All that a tick does for a revision that reports: the averages of both windows, and the decision.
 fn tick(c: &mut Criterion) {
     for (name, algorithm) in ALGORITHMS {
-        let spec = spec(Duration::ZERO);
+        let spec = DeciderSpec::default();
         let mut collection = Collection::new(CollectionSpec {
             stable_window: STABLE_WINDOW,
             panic_window: Duration::from_secs(6),

@@ -10,7 +10,11 @@
     reason = "a run that cannot go on fails"
 )]
 
+#[path = "../tests/stage/cluster.rs"]
+mod cluster;
+
 use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,10 +22,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::{cluster, follow_services};
 use ember_allocator::Allocator;
 use ember_api::autoscaling::v1alpha1::PodAutoscaler;
-use ember_api::networking::v1alpha1::ServerlessService;
-use ember_apiserver::ApiServer;
 use ember_dataplane::io::Io;
 use ember_dataplane::stat::Stat;
 use futures::{StreamExt, stream};
@@ -30,17 +33,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::NamespaceResourceScope;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client};
 use prost::Message as _;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -149,23 +146,17 @@ impl Drop for World {
 impl World {
     async fn start(port: u16) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let server = ApiServer::open(ember_apiserver::Config::new(data.path())).unwrap();
+        let settings = json!({"allow-zero-initial-scale": "true"});
+        let config = ember_apiserver::Config::new(data.path());
+        let server = cluster(config, &[("config-autoscaler", &settings)]).await;
         let client = server.client();
-        for name in ["knative-serving", "ns"] {
-            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-            // The server may have made it.
-            let _ = Api::all(client.clone()).create(&PostParams::default(), &namespace).await;
-        }
-        let settings =
-            json!({"metadata": {"name": "config-autoscaler"}, "data": {"allow-zero-initial-scale": "true"}});
-        create::<ConfigMap>(&client, "knative-serving", settings).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let kubeconfig = data.path().join("kubeconfig");
         server.write_kubeconfig(&kubeconfig, listener.local_addr().unwrap()).unwrap();
         let stop = CancellationToken::new();
         let serving = stop.clone();
         tokio::spawn(async move { server.serve(listener, serving).await });
-        tokio::spawn(stop.clone().run_until_cancelled_owned(follow_services(client.clone())));
+        tokio::spawn(follow_services(client.clone(), stop.clone()));
         Self { client, kubeconfig, port, stop, _data: data }
     }
 
@@ -201,39 +192,13 @@ impl World {
             "serving.knative.dev/revision": name, "serving.knative.dev/revisionUID": "u-1",
             "serving.knative.dev/configuration": name, "serving.knative.dev/service": name,
         });
-        let containers = json!({"containers": [{"name": "user-container", "image": "dev.local/host"}]});
-        let deployment = json!({
-            "metadata": {"name": format!("{name}-deployment"), "labels": labels},
-            "spec": {
-                "replicas": pods,
-                "selector": {"matchLabels": {"app": name}},
-                "template": {"metadata": {"labels": {"app": name}}, "spec": containers},
-            },
-        });
-        create::<Deployment>(&self.client, "ns", deployment).await;
+        let annotations = json!({"autoscaling.knative.dev/initial-scale": pods.to_string()});
         for pod in 0..pods {
-            let pod = format!("{name}-{pod}");
-            let object = json!({"metadata": {"name": pod, "labels": labels}, "spec": containers});
-            create::<Pod>(&self.client, "ns", object).await;
-            let status = json!({"status": {
-                "phase": "Running", "podIP": "127.0.0.1", "startTime": "2020-01-01T00:00:00Z",
-                "conditions": [{"type": "Ready", "status": "True"}],
-            }});
-            let api = Api::<Pod>::namespaced(self.client.clone(), "ns");
-            api.patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+            let ip = Ipv4Addr::LOCALHOST.into();
+            cluster::pod(&self.client, &format!("{name}-{pod}"), ip, &labels).await;
         }
-        let pa = json!({
-            "metadata": {"name": name, "labels": labels, "annotations": {
-                "autoscaling.knative.dev/class": "kpa.autoscaling.knative.dev",
-                "autoscaling.knative.dev/initial-scale": pods.to_string(),
-            }},
-            "spec": {
-                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": format!("{name}-deployment")},
-                "reachability": "Reachable",
-                "protocolType": "http1",
-            },
-        });
-        create::<PodAutoscaler>(&self.client, "ns", pa).await;
+        let replicas = i32::try_from(pods).unwrap();
+        cluster::revision(&self.client, name, replicas, &annotations, &labels).await;
     }
 
     /// Waits until that condition of so many PodAutoscalers has that status.
@@ -305,35 +270,6 @@ impl Process {
     }
 }
 
-/// Keeps the status of ServerlessServices as their controller would.
-async fn follow_services(client: Client) {
-    let api: Api<ServerlessService> = Api::namespaced(client, "ns");
-    let changes = watcher(api.clone(), watcher::Config::default()).applied_objects();
-    changes
-        .for_each_concurrent(WRITES, |change| {
-            let api = api.clone();
-            async move {
-                let sks = change.unwrap();
-                let observed = sks.status.as_ref().map(|s| s.observed_generation);
-                if observed == sks.metadata.generation {
-                    return;
-                }
-                let (name, now) = (sks.name_any(), jiff::Timestamp::now());
-                let patch = json!({"status": {
-                    "observedGeneration": sks.metadata.generation,
-                    "serviceName": name, "privateServiceName": format!("{name}-private"),
-                    "conditions": [
-                        {"type": "ActivatorEndpointsPopulated", "status": "True", "severity": "Info", "lastTransitionTime": now},
-                        {"type": "EndpointsPopulated", "status": "True", "lastTransitionTime": now},
-                        {"type": "Ready", "status": "True", "lastTransitionTime": now},
-                    ],
-                }});
-                api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-            }
-        })
-        .await;
-}
-
 /// Answers like queue-proxies of pods with some load.
 async fn answer_scrapes(listener: TcpListener, scrapes: Arc<AtomicU64>) {
     loop {
@@ -358,16 +294,4 @@ async fn answer_scrapes(listener: TcpListener, scrapes: Arc<AtomicU64>) {
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
         );
     }
-}
-
-async fn create<K>(client: &Client, namespace: &str, object: Value)
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let object: K = serde_json::from_value(object).unwrap();
-    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap();
 }

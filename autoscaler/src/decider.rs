@@ -26,7 +26,7 @@ impl ScalingMetric {
     }
 }
 
-/// What a decider is told about its revision.
+/// What a decider is told about its revision; by default what Knative's defaults make of one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeciderSpec {
     /// Largest factor of growth in one evaluation.
@@ -329,18 +329,10 @@ mod tests {
     fn spec() -> DeciderSpec {
         DeciderSpec {
             max_scale_up_rate: 10.0,
-            max_scale_down_rate: 2.0,
-            scaling_metric: ScalingMetric::Concurrency,
             target_value: 1.0,
             total_value: 1.0,
             target_burst_capacity: 0.0,
-            activator_capacity: 100.0,
-            panic_threshold: 2.0,
-            stable_window: Duration::from_secs(60),
-            scale_down_delay: Duration::ZERO,
-            initial_scale: 1,
-            reachable: true,
-            activation_scale: 0,
+            ..DeciderSpec::default()
         }
     }
 

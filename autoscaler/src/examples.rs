@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::decider::{Decider, DeciderSpec, DeciderStatus, Load, Mode, ScalingMetric, num_activators};
+use crate::decider::{Decider, DeciderSpec, DeciderStatus, Load, Mode, num_activators};
 use crate::scaler::{Activity, ScaleInput, Step, scale};
 use crate::time::Time;
 use crate::window::{Algorithm, MaxWindow, Window, round_to_6_digits, smoothing_coefficient};
@@ -18,21 +18,7 @@ fn secs(seconds: u64) -> Duration {
 
 /// Knative's defaults.
 fn defaults() -> DeciderSpec {
-    DeciderSpec {
-        max_scale_up_rate: 1000.0,
-        max_scale_down_rate: 2.0,
-        scaling_metric: ScalingMetric::Concurrency,
-        target_value: 70.0,
-        total_value: 100.0,
-        target_burst_capacity: 211.0,
-        activator_capacity: 100.0,
-        panic_threshold: 2.0,
-        stable_window: secs(60),
-        scale_down_delay: Duration::ZERO,
-        initial_scale: 1,
-        reachable: true,
-        activation_scale: 0,
-    }
+    DeciderSpec::default()
 }
 
 /// What Knative's unit tests use.

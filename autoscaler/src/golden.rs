@@ -133,6 +133,7 @@ pub(crate) fn differ<T: PartialEq + Debug>(what: &str, want: &T, got: &T) -> Opt
     (want != got).then(|| format!("{what}: want {want:?}, got {got:?}"))
 }
 
+mod buckets;
 mod deciding;
 mod measuring;
 mod objects;

@@ -63,6 +63,14 @@ impl Settings {
     }
 }
 
+/// What holds for a revision without annotations where the ConfigMaps say nothing.
+impl Default for DeciderSpec {
+    fn default() -> Self {
+        let (annotations, spec) = (BTreeMap::new(), PodAutoscalerSpec::default());
+        resolve(&annotations, &spec, &Settings::default(), Duration::ZERO).decider
+    }
+}
+
 /// What holds for one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {

@@ -4,28 +4,14 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use ember_autoscaler::collection::{Collection, CollectionSpec};
-use ember_autoscaler::decider::{Decider, DeciderSpec, ScalingMetric};
+use ember_autoscaler::decider::{Decider, DeciderSpec};
 use ember_autoscaler::time::Time;
 use ember_autoscaler::window::Algorithm;
 use ember_dataplane::stat::Stat;
 
 #[test]
 fn a_report_and_a_decision_with_its_reasons_allocate_nothing() {
-    let spec = DeciderSpec {
-        max_scale_up_rate: 1000.0,
-        max_scale_down_rate: 2.0,
-        scaling_metric: ScalingMetric::Concurrency,
-        target_value: 70.0,
-        total_value: 100.0,
-        target_burst_capacity: 211.0,
-        activator_capacity: 100.0,
-        panic_threshold: 2.0,
-        stable_window: Duration::from_secs(60),
-        scale_down_delay: Duration::from_secs(600),
-        initial_scale: 1,
-        reachable: true,
-        activation_scale: 0,
-    };
+    let spec = DeciderSpec { scale_down_delay: Duration::from_secs(600), ..DeciderSpec::default() };
     for algorithm in [Algorithm::Linear, Algorithm::WeightedExponential] {
         let mut collection = Collection::new(CollectionSpec {
             stable_window: spec.stable_window,

@@ -182,6 +182,30 @@ impl Context {
     }
 }
 
+/// Adds the key of everything in `cache` to `queue` whenever another configuration comes into force.
+pub(crate) fn enqueue_all_on_new_configs<K>(
+    ctx: &Context,
+    cache: &Cache<K>,
+    queue: &WorkQueue<Key>,
+    tasks: &TaskTracker,
+) where
+    K: Resource + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (cache, queue, shutdown) = (cache.clone(), queue.clone(), ctx.shutdown.clone());
+    let mut changes = ctx.configs.subscribe();
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            for object in cache.all() {
+                queue.add(Key::of(&*object));
+            }
+        }
+    });
+}
+
 /// Adds the key of every change of `cache` to `queue`.
 pub(crate) fn enqueue_changes<K>(cache: &Cache<K>, queue: &WorkQueue<Key>)
 where

@@ -103,6 +103,7 @@ impl Drop for Received {
 }
 
 struct Continue {
+    held: bool,
     agreed: Option<oneshot::Receiver<()>>,
     sleep: Pin<Box<Sleep>>,
     body: Body,
@@ -174,10 +175,16 @@ impl Body {
         Self { count, ..Kind::Upgraded(tunnel).into() }
     }
 
-    /// Holds the body back until `agreed` resolves either way, at most for the customary second.
-    pub(crate) fn after_continue(self, agreed: oneshot::Receiver<()>) -> Self {
+    /// Holds the body back until `agreed` is told, at most for the customary second. Who can no longer agree has
+    /// answered otherwise, or is gone: then nobody is to be asked for a body meanwhile.
+    pub(crate) fn after_continue(mut self, agreed: oneshot::Receiver<()>) -> Self {
+        // What was held back for another connection is held back anew.
+        let body = match &mut self.kind {
+            Kind::Continue(held) => std::mem::take(&mut held.body),
+            _ => self,
+        };
         let sleep = Box::pin(tokio::time::sleep(CONTINUE_WAIT));
-        Kind::Continue(Box::new(Continue { agreed: Some(agreed), sleep, body: self })).into()
+        Kind::Continue(Box::new(Continue { held: true, agreed: Some(agreed), sleep, body })).into()
     }
 
     /// Keeps `guard` until the exchange is over: the body's end or drop, or the end of the upgraded stream.
@@ -261,12 +268,16 @@ impl Body {
                 polled.map_err(Into::into)
             }
             Kind::Continue(held) => {
-                if let Some(agreed) = &mut held.agreed {
-                    let waiting = Pin::new(agreed).poll(cx).is_pending();
-                    if waiting && held.sleep.as_mut().poll(cx).is_pending() {
+                if held.held {
+                    let told = held.agreed.as_mut().map_or(Poll::Pending, |agreed| Pin::new(agreed).poll(cx));
+                    if told.is_ready() {
+                        held.agreed = None;
+                    }
+                    let agreed = matches!(told, Poll::Ready(Ok(())));
+                    if !agreed && held.sleep.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    held.agreed = None;
+                    held.held = false;
                 }
                 Pin::new(&mut held.body).poll_frame(cx)
             }

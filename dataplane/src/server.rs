@@ -174,33 +174,31 @@ impl Conn {
     #[must_use]
     pub fn new(peer: SocketAddr, worker: usize, drain: Drain) -> Self {
         let ip = peer.ip().to_canonical().to_string();
-        Self {
-            peer,
-            peer_ip: HeaderValue::from_str(&ip).unwrap_or_else(|_| HeaderValue::from_static("unknown")),
-            worker,
-            drain,
-            tls: AtomicBool::new(false),
-            phase: AtomicU8::new(HEAD),
-            receiving: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
-            flushed: AtomicBool::new(true),
-            served: AtomicU64::new(0),
-            parked: AtomicU64::new(0),
-            base: Instant::now(),
-            cut_at: AtomicU64::new(0),
-            owed: AtomicU8::new(NOTHING),
-        }
+        let peer_ip = HeaderValue::from_str(&ip).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self::begin(peer, peer_ip, worker, drain, false, HEAD)
     }
 
     /// The same connection for another request, of which it may carry several at a time.
     fn for_stream(&self) -> Self {
+        let drain = self.drain.clone();
+        Self::begin(self.peer, self.peer_ip.clone(), self.worker, drain, self.is_tls(), BUSY)
+    }
+
+    fn begin(
+        peer: SocketAddr,
+        peer_ip: HeaderValue,
+        worker: usize,
+        drain: Drain,
+        tls: bool,
+        phase: u8,
+    ) -> Self {
         Self {
-            peer: self.peer,
-            peer_ip: self.peer_ip.clone(),
-            worker: self.worker,
-            drain: self.drain.clone(),
-            tls: AtomicBool::new(self.is_tls()),
-            phase: AtomicU8::new(BUSY),
+            peer,
+            peer_ip,
+            worker,
+            drain,
+            tls: AtomicBool::new(tls),
+            phase: AtomicU8::new(phase),
             receiving: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             flushed: AtomicBool::new(true),

@@ -124,12 +124,7 @@ impl Action {
         name: &str,
         patch: Value,
     ) -> Self {
-        Self {
-            resource: ResourceType::of::<K>(),
-            namespace: Some(namespace.to_owned()),
-            name: name.to_owned(),
-            verb: Verb::MergePatch(patch),
-        }
+        Self::by_name::<K>(namespace, name, Verb::MergePatch(patch))
     }
 
     /// Applies a JSON patch to an object.
@@ -139,11 +134,19 @@ impl Action {
         name: &str,
         patch: Value,
     ) -> Self {
+        Self::by_name::<K>(namespace, name, Verb::JsonPatch(patch))
+    }
+
+    fn by_name<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+        namespace: &str,
+        name: &str,
+        verb: Verb,
+    ) -> Self {
         Self {
             resource: ResourceType::of::<K>(),
             namespace: Some(namespace.to_owned()),
             name: name.to_owned(),
-            verb: Verb::JsonPatch(patch),
+            verb,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod chart;
 pub mod generator;
 pub mod history;
 pub mod page;
+mod recording;
 pub mod report;
 pub mod revision;
 pub mod setting;

@@ -1,3 +1,5 @@
+//! What templates become, and what is said of wrong ones.
+
 use std::collections::BTreeMap;
 
 use super::*;

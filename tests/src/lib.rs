@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "a test harness panics to fail its test")]
 
 pub mod api;
+pub mod grpc;
 pub mod http;
 pub mod instance;
 pub mod load;
@@ -32,4 +33,10 @@ pub async fn eventually<T, E: Debug, F: Future<Output = Result<T, E>>>(
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within {patience:?}: {problem:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits for `awaited`, and panics when it is not there within [`PATIENCE`].
+pub async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, awaited).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
 }

@@ -1,4 +1,5 @@
-//! What the tables of `docs/` that go by statements say is tested, is: every test it names is there, and no statement is named twice.
+//! What the tables of `docs/` that go by statements say is tested, is: every test they name is there, and no statement
+//! is named twice.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -100,10 +101,10 @@ fn check(table: &str, is_id: impl Fn(&str) -> bool, statements: usize) {
             // The last part of the module is the name of the file, or the file's only one.
             let file = module.rsplit("::").next().unwrap();
             let file = match file {
-                "qp-h2c" => "queue-proxy/tests/h2c.rs".to_owned(),
-                "hop-tls" => "dataplane/tests/tls.rs".to_owned(),
-                "activator-tls" => "activator/tests/tls.rs".to_owned(),
-                "activator-log" => "activator/tests/request_log.rs".to_owned(),
+                "qp-h2c" => "queue-proxy/tests/sidecar/h2c.rs".to_owned(),
+                "hop-tls" => "dataplane/tests/hop/tls/".to_owned(),
+                "activator-tls" => "activator/tests/activator/tls/".to_owned(),
+                "activator-log" => "activator/tests/activator/request_log.rs".to_owned(),
                 "ember-activator" => "ember/tests/activator.rs".to_owned(),
                 file => format!("/{}", file.rsplit('/').next().unwrap()),
             };

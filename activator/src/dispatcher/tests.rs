@@ -1,3 +1,5 @@
+//! Who goes in, who waits, and who is turned away.
+
 use std::time::Duration;
 
 use futures::FutureExt;

@@ -4,13 +4,14 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(unreachable_pub, missing_docs, reason = "for tests only")]
 
+mod client;
+mod pod;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use ember_activator::Config;
 use ember_api::serving::v1::Revision;
 use ember_apiserver::ApiServer;
@@ -19,24 +20,22 @@ use ember_dataplane::stat::{WireStatMessage, WireStatMessages};
 use ember_dataplane::worker::Workers;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::StatusCode;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Service};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+
+pub use client::*;
+pub use pod::*;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// No report but those made at once.
@@ -105,105 +104,6 @@ pub async fn autoscaler(listener: TcpListener, reports: mpsc::UnboundedSender<Wi
                 }
             }
         });
-    }
-}
-
-/// A pod's queue-proxy: answers probes, and requests with its name. Requests for `/hold` wait for a permit, those for
-/// `/takes/N` take N milliseconds.
-pub struct Pod {
-    pub name: &'static str,
-    pub addr: SocketAddr,
-    pub seen: Mutex<Vec<(String, HeaderMap)>>,
-    /// The status probes are answered with; 200 unless said.
-    pub probe_status: AtomicU16,
-    pub probes: Mutex<Vec<HeaderMap>>,
-    /// When each `/work` began and ended.
-    pub work: Mutex<Vec<(Instant, Instant)>>,
-    pub permits: Semaphore,
-    pub in_flight: AtomicUsize,
-    pub most: AtomicUsize,
-    pub killed: CancellationToken,
-    pub tasks: TaskTracker,
-}
-
-impl Pod {
-    pub async fn start(name: &'static str) -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let pod = Arc::new(Self {
-            name,
-            addr: listener.local_addr().unwrap(),
-            seen: Mutex::default(),
-            probe_status: AtomicU16::new(200),
-            probes: Mutex::default(),
-            work: Mutex::default(),
-            permits: Semaphore::new(0),
-            in_flight: AtomicUsize::new(0),
-            most: AtomicUsize::new(0),
-            killed: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        });
-        pod.tasks.spawn(Arc::clone(&pod).serve(listener));
-        pod
-    }
-
-    async fn serve(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let stream = tokio::select! {
-                () = self.killed.cancelled() => return,
-                accepted = listener.accept() => accepted.unwrap().0,
-            };
-            let pod = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                let killed = pod.killed.clone();
-                let service = service_fn(move |request| {
-                    let pod = Arc::clone(&pod);
-                    async move { Ok::<_, std::convert::Infallible>(pod.answer(request).await) }
-                });
-                let serving = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
-                tokio::select! {
-                    () = killed.cancelled() => {}
-                    _ = serving => {}
-                }
-            });
-        }
-    }
-
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.headers().get("k-network-probe").is_some_and(|probe| probe == "queue") {
-            assert_eq!(request.headers()["user-agent"], "Knative-Activator-Probe");
-            self.probes.lock().push(request.headers().clone());
-            let status = StatusCode::from_u16(self.probe_status.load(Ordering::SeqCst)).unwrap();
-            let body = if status == StatusCode::OK { "queue" } else { "" };
-            return Response::builder().status(status).body(Full::from(body)).unwrap();
-        }
-        self.seen.lock().push((request.uri().path().to_owned(), request.headers().clone()));
-        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(now, Ordering::SeqCst);
-        let began = Instant::now();
-        let hold = request.uri().path() == "/hold";
-        let work = request.uri().path().strip_prefix("/takes/").map(|millis| millis.parse().unwrap());
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        if hold {
-            self.permits.acquire().await.unwrap().forget();
-        }
-        if let Some(millis) = work {
-            tokio::time::sleep_until(began + Duration::from_millis(millis)).await;
-            self.work.lock().push((began, Instant::now()));
-        }
-        self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        Response::new(Full::from(format!("{}{}", self.name, String::from_utf8_lossy(&body))))
-    }
-
-    /// From now on connections are refused, and those there are have ended.
-    pub async fn kill(&self) {
-        self.killed.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    pub fn paths(&self) -> Vec<String> {
-        self.seen.lock().iter().map(|(path, _)| path.clone()).collect()
     }
 }
 
@@ -471,9 +371,6 @@ impl World {
     }
 }
 
-pub const OF_REV: [(&str, &str); 2] =
-    [("knative-serving-namespace", "ns"), ("knative-serving-revision", "rev")];
-
 pub async fn create_revision(client: &Client, spec: &Value) {
     create_revision_named(client, "rev", spec).await;
 }
@@ -484,58 +381,4 @@ pub async fn create_revision_named(client: &Client, name: &str, spec: &Value) {
     }))
     .unwrap();
     Api::namespaced(client.clone(), "ns").create(&PostParams::default(), &revision).await.unwrap();
-}
-
-pub async fn exchange(
-    addr: SocketAddr,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) -> (StatusCode, String) {
-    let response = respond(addr, path, headers, body).await;
-    (response.status(), response.into_body())
-}
-
-/// The whole answer to a request on a connection of its own.
-pub async fn respond(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Response<String> {
-    let method = if body.is_empty() { Method::GET } else { Method::POST };
-    respond_to(addr, method, path, headers, body).await
-}
-
-/// The same for any method.
-pub async fn respond_to(
-    addr: SocketAddr,
-    method: Method,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) -> Response<String> {
-    let stream = TcpStream::connect(addr).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
-    let mut request = Request::builder().method(method).uri(path).header("host", "hello.example.com");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Full::from(body.to_owned())).unwrap();
-    let answer = async {
-        let response = sender.send_request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        Response::from_parts(parts, String::from_utf8(body.to_vec()).unwrap())
-    };
-    // The connection lives in this future, so that it ends with it.
-    let mut connection = std::pin::pin!(connection);
-    let mut answer = std::pin::pin!(answer);
-    tokio::select! {
-        answer = &mut answer => answer,
-        ended = &mut connection => {
-            ended.unwrap();
-            answer.await
-        }
-    }
-}
-
-pub fn ok(body: &str) -> (StatusCode, String) {
-    (StatusCode::OK, body.to_owned())
 }

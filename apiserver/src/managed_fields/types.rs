@@ -1,5 +1,6 @@
-//! What ownership needs to know of a value's type: what is one value and what is many, and what identifies the items
-//! of a list. Of custom kinds it is in their schema; of built-in kinds here.
+//! What ownership and patches need to know of a value's type: what is one value and what is many, and what identifies
+//! the items of a list. Of custom kinds it is in their schema; of built-in kinds here, in the words of Kubernetes'
+//! OpenAPI.
 
 use std::sync::LazyLock;
 
@@ -62,6 +63,16 @@ impl<'a> Type<'a> {
     /// The type of a list's items.
     pub(crate) fn items(self) -> Self {
         Self { schema: self.schema.get("items").unwrap_or(&Value::Null), root: false, ..self }
+    }
+
+    /// What tells the items of a list apart in a strategic merge patch; `None`: a patch replaces the list.
+    pub(crate) fn merge_key(self) -> Option<&'a str> {
+        self.schema.get("x-kubernetes-patch-merge-key").and_then(Value::as_str)
+    }
+
+    /// Whether a strategic merge patch adds to a list of plain values, rather than to replace it.
+    pub(crate) fn unites(self) -> bool {
+        self.text("x-kubernetes-list-type") == "set" && self.text("x-kubernetes-patch-strategy") == "merge"
     }
 
     fn text(self, field: &str) -> &'a str {
@@ -153,8 +164,12 @@ fn free_map() -> Value {
     json!({ "additionalProperties": {} })
 }
 
+/// A list whose items all of `keys` tell apart; in a strategic merge patch the first does.
 fn list_by(keys: &[&str], items: &Value) -> Value {
-    json!({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys, "items": items })
+    json!({
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys, "items": items,
+        "x-kubernetes-patch-merge-key": keys[0],
+    })
 }
 
 /// ObjectMeta.
@@ -162,7 +177,7 @@ static METADATA: LazyLock<Value> = LazyLock::new(|| {
     json!({ "properties": {
         "labels": free_map(),
         "annotations": free_map(),
-        "finalizers": { "x-kubernetes-list-type": "set" },
+        "finalizers": { "x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge" },
         "ownerReferences": list_by(&["uid"], &atomic_map()),
     } })
 });
@@ -228,13 +243,15 @@ fn container() -> Value {
     let env = json!({ "properties": { "valueFrom": { "properties": {
         "configMapKeyRef": atomic_map(), "fieldRef": atomic_map(),
         "resourceFieldRef": atomic_map(), "secretKeyRef": atomic_map() } } } });
+    // Ownership knows these by name, a strategic merge patch replaces them.
+    let claims = json!({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"] });
     json!({ "properties": {
         "env": list_by(&["name"], &env),
         "ports": list_by(&["containerPort", "protocol"], &port),
         "volumeMounts": list_by(&["mountPath"], &json!({})),
         "volumeDevices": list_by(&["devicePath"], &json!({})),
         "resources": { "properties": {
-            "limits": free_map(), "requests": free_map(), "claims": list_by(&["name"], &json!({})) } },
+            "limits": free_map(), "requests": free_map(), "claims": claims } },
     } })
 }
 

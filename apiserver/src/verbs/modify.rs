@@ -125,9 +125,9 @@ fn next_state(
     let (mut new, duplicates, applied) = match source {
         Source::Body { value, duplicates } => (value.clone(), duplicates, None),
         Source::Patch(patch) if scale => {
-            (patch.apply(&strategy::scale_of(old.value()))?, &no_duplicates, None)
+            (patch.apply(resource, &strategy::scale_of(old.value()))?, &no_duplicates, None)
         }
-        Source::Patch(patch) => (patch.apply(old.value())?, &no_duplicates, None),
+        Source::Patch(patch) => (patch.apply(resource, old.value())?, &no_duplicates, None),
         Source::Apply(config) => {
             let (new, account) = config.over(api, call, old)?;
             (new, &no_duplicates, Some(account))

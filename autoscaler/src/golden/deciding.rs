@@ -37,26 +37,8 @@ impl From<&SpecCase> for DeciderSpec {
             scale_down_delay: seconds(case.scale_down_delay_s),
             reachable: case.reachable,
             activation_scale: case.activation_scale,
-            ..plain_spec()
+            ..Self::default()
         }
-    }
-}
-
-fn plain_spec() -> DeciderSpec {
-    DeciderSpec {
-        max_scale_up_rate: 1000.0,
-        max_scale_down_rate: 2.0,
-        scaling_metric: ScalingMetric::Concurrency,
-        target_value: 70.0,
-        total_value: 100.0,
-        target_burst_capacity: 211.0,
-        activator_capacity: 100.0,
-        panic_threshold: 2.0,
-        stable_window: seconds(Float(60.0)),
-        scale_down_delay: seconds(Float(0.0)),
-        initial_scale: 1,
-        reachable: true,
-        activation_scale: 0,
     }
 }
 
@@ -152,7 +134,7 @@ fn golden_excess_burst_capacity() {
         let spec = DeciderSpec {
             total_value: case.total_value.0,
             target_burst_capacity: case.target_burst_capacity.0,
-            ..plain_spec()
+            ..DeciderSpec::default()
         };
         differ("ebc", &case.want, &excess_burst_capacity(&spec, case.ready, case.panic.0))
             .into_iter()
@@ -175,7 +157,7 @@ fn golden_initial_decider_status() {
             initial_scale: case.initial_scale,
             total_value: case.total_value.0,
             target_burst_capacity: case.target_burst_capacity.0,
-            ..plain_spec()
+            ..DeciderSpec::default()
         };
         let want = DeciderStatus { desired_scale: case.want_desired, excess_burst_capacity: case.want_ebc };
         differ("status", &want, &DeciderStatus::initial(&spec)).into_iter().collect()
@@ -228,7 +210,7 @@ fn golden_num_activators() {
             total_value: case.total_value.0,
             target_burst_capacity: case.target_burst_capacity.0,
             activator_capacity: case.activator_capacity.0,
-            ..plain_spec()
+            ..DeciderSpec::default()
         };
         differ("activators", &case.want, &num_activators(&spec, case.ready)).into_iter().collect()
     });

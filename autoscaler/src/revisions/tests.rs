@@ -1,9 +1,10 @@
+//! Reports, ticks and what is kept between them.
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ember_dataplane::io::Clock;
 
 use super::*;
-use crate::decider::ScalingMetric;
 use crate::window::Algorithm;
 
 struct FixedClock;
@@ -21,21 +22,7 @@ fn revisions() -> Revisions {
 }
 
 fn spec() -> DeciderSpec {
-    DeciderSpec {
-        max_scale_up_rate: 1000.0,
-        max_scale_down_rate: 2.0,
-        scaling_metric: ScalingMetric::Concurrency,
-        target_value: 70.0,
-        total_value: 100.0,
-        target_burst_capacity: 211.0,
-        activator_capacity: 100.0,
-        panic_threshold: 2.0,
-        stable_window: Duration::from_secs(60),
-        scale_down_delay: Duration::ZERO,
-        initial_scale: 0,
-        reachable: true,
-        activation_scale: 0,
-    }
+    DeciderSpec { initial_scale: 0, ..DeciderSpec::default() }
 }
 
 fn collection() -> CollectionSpec {

@@ -9,8 +9,9 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::stage::{create, eventually};
-use crate::world::{World, no_timers, sleepy};
+use crate::stage::cluster::create;
+use crate::stage::{eventually, no_timers};
+use crate::world::{World, sleepy};
 
 /// Waits for the condition `Ready` of a Metric to be so.
 async fn until_ready(world: &World, name: &str, status: &str, reason: &str, message: &str) {

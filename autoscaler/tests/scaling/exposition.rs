@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::stage::{create, eventually};
+use crate::stage::cluster::create;
+use crate::stage::eventually;
 use crate::world::{World, sleepy};
 
 const SCOPE: [(&str, &str); 3] = [

@@ -1,8 +1,8 @@
 //! PodAutoscalers of the HPA class against an API that has HorizontalPodAutoscalers.
 //!
 //! The embedded API server has no such kind, as nothing there runs one. A layer between the autoscaler and the real API
-//! keeps the objects of this one kind, with the rules that writers meet: versions, conflicts, a status of its own, watches
-//! that tell of changes in order.
+//! keeps the objects of this one kind, with the rules that writers meet: versions, conflicts, a status of its own,
+//! watches that tell of changes in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::stage::{create, eventually};
-use crate::world::{Through, World, no_timers, sleepy};
+use crate::stage::cluster::create;
+use crate::stage::{eventually, no_timers};
+use crate::world::{Through, World, sleepy};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<UnsyncBoxBody<Bytes, Failure>>;

@@ -24,11 +24,12 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use stage::{PATIENCE, create, eventually};
+use stage::cluster::create;
+use stage::{PATIENCE, eventually, no_timers};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use world::{World, no_timers, sleepy};
+use world::{World, sleepy};
 
 const NEVER_RAN: &str = "autoscaling.knative.dev/initial-scale";
 

@@ -1,36 +1,30 @@
 //! A running autoscaler, and everything around it that a test plays: pods, activator, other controllers.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use ember_api::autoscaling::v1alpha1::{Metric, PodAutoscaler};
 use ember_apiserver::ApiServer;
 use ember_autoscaler::Config;
 use ember_dataplane::io::{Io, Listener, Network, Stream, SystemClock, SystemNetwork};
-use ember_dataplane::stat::{Stat, WireStatMessage, WireStatMessages};
+use ember_dataplane::stat::Stat;
 use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
-use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::stage::{PATIENCE, create, eventually, follow_services};
+use crate::stage::cluster::{self, cluster, follow_services};
+use crate::stage::{PATIENCE, answer, eventually, labels, report, scraped};
 
 /// The machine's network, except that host names of Services lead to the test's own listener.
 pub(crate) struct TestNetwork {
@@ -113,9 +107,8 @@ impl Answers {
                 process_uptime: 100.0,
                 ..Stat::default()
             };
-            let mut response = Response::new(Full::from(stat.encode_to_vec()));
+            let mut response = scraped(&stat);
             *response.status_mut() = status;
-            response.headers_mut().insert("content-type", "application/protobuf".parse().unwrap());
             response
         } else {
             assert_eq!(request.uri().path(), "//healthz");
@@ -175,25 +168,16 @@ impl World {
         adapt: impl FnOnce(&mut Config),
         through: Option<Through>,
     ) -> Self {
-        let server = ApiServer::open(server).unwrap();
+        let server = cluster(server, &[("config-autoscaler", &autoscaler)]).await;
         let client = server.client();
-        for name in ["knative-serving", "ns"] {
-            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-            let result = Api::all(client.clone()).create(&PostParams::default(), &namespace).await;
-            assert!(
-                result.is_ok() || matches!(&result, Err(kube::Error::Api(s)) if s.code == 409),
-                "{result:?}"
-            );
-        }
-        let map = json!({"metadata": {"name": "config-autoscaler"}, "data": autoscaler});
-        create::<ConfigMap>(&client, "knative-serving", map).await;
-
         let tasks = TaskTracker::new();
         let shutdown = CancellationToken::new();
         let answers = Arc::new(Answers::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let services = listener.local_addr().unwrap();
-        tasks.spawn(answer(listener, Arc::clone(&answers), shutdown.clone()));
+        let answering = Arc::clone(&answers);
+        let respond = move |_, request: &Request<Incoming>| answering.respond(request);
+        tasks.spawn(answer(listener, respond, shutdown.clone()));
 
         let network = Arc::new(TestNetwork { services, listeners: Mutex::default() });
         let mut config = Config {
@@ -255,11 +239,7 @@ impl World {
 
     /// A revision's Deployment and PodAutoscaler, and its ServerlessService as its controller leaves it.
     pub(crate) async fn revision(&self, name: &str, replicas: i32, annotations: Value) {
-        let labels = json!({
-            "serving.knative.dev/revision": name, "serving.knative.dev/revisionUID": "u-1",
-            "serving.knative.dev/configuration": "hello", "serving.knative.dev/service": "hello",
-        });
-        self.labelled(name, replicas, annotations, labels).await;
+        self.labelled(name, replicas, annotations, labels(name)).await;
     }
 
     /// The same where the Configuration belongs to no Service.
@@ -282,29 +262,7 @@ impl World {
 
     /// Deployment and PodAutoscaler of a revision with those labels.
     pub(crate) async fn objects(&self, name: &str, replicas: i32, annotations: Value, labels: Value) {
-        let deployment = json!({
-            "metadata": {"name": format!("{name}-deployment"), "labels": labels},
-            "spec": {
-                "replicas": replicas,
-                "selector": {"matchLabels": {"app": name}},
-                "template": {
-                    "metadata": {"labels": {"app": name}},
-                    "spec": {"containers": [{"name": "user-container", "image": "dev.local/host"}]},
-                },
-            },
-        });
-        create::<Deployment>(&self.client, "ns", deployment).await;
-        let mut all = json!({"autoscaling.knative.dev/class": "kpa.autoscaling.knative.dev"});
-        all.as_object_mut().unwrap().extend(annotations.as_object().unwrap().clone());
-        let pa = json!({
-            "metadata": {"name": name, "labels": labels, "annotations": all},
-            "spec": {
-                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": format!("{name}-deployment")},
-                "reachability": "Reachable",
-                "protocolType": "http1",
-            },
-        });
-        create::<PodAutoscaler>(&self.client, "ns", pa).await;
+        cluster::revision(&self.client, name, replicas, &annotations, &labels).await;
     }
 
     pub(crate) async fn replicas(&self, name: &str) -> Option<i32> {
@@ -328,18 +286,7 @@ impl World {
 
     /// A ready pod of a revision, answering scrapes here.
     pub(crate) async fn pod(&self, revision: &str, name: &str) {
-        let pod = json!({
-            "metadata": {"name": name, "labels": {
-                "serving.knative.dev/revision": revision, "serving.knative.dev/revisionUID": "u-1",
-            }},
-            "spec": {"containers": [{"name": "user-container", "image": "dev.local/host"}]},
-        });
-        create::<Pod>(&self.client, "ns", pod).await;
-        let status = json!({"status": {
-            "phase": "Running", "podIP": "127.0.0.1", "startTime": "2020-01-01T00:00:00Z",
-            "conditions": [{"type": "Ready", "status": "True"}],
-        }});
-        self.api::<Pod>().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        cluster::pod(&self.client, name, Ipv4Addr::LOCALHOST.into(), &labels(revision)).await;
     }
 
     /// Where pods are scraped.
@@ -363,7 +310,7 @@ impl World {
         stream.set_nodelay(true).unwrap();
         let url = format!("ws://autoscaler.knative-serving.svc.cluster.local:{}", self.stats.port());
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
-        socket.send(Message::Binary(first_report(revision).into())).await.unwrap();
+        socket.send(report(&[revision], 1.0)).await.unwrap();
         socket.close(None).await.unwrap();
         while let Some(Ok(_)) = socket.next().await {}
     }
@@ -389,42 +336,6 @@ pub(crate) fn noting(client: &Client, writes: &Arc<Mutex<Vec<String>>>) -> Clien
     Client::new(service, "default")
 }
 
-/// What an activator sends at the first request for a revision.
-pub(crate) fn first_report(revision: &str) -> Vec<u8> {
-    let stat = Stat {
-        pod_name: "activator-1".into(),
-        average_concurrent_requests: 1.0,
-        request_count: 1.0,
-        ..Stat::default()
-    };
-    let message = WireStatMessage { namespace: "ns".into(), name: revision.into(), stat: Some(stat) };
-    WireStatMessages { messages: vec![message] }.encode_to_vec()
-}
-
-pub(crate) async fn answer(listener: TcpListener, answers: Arc<Answers>, shutdown: CancellationToken) {
-    let connections = TaskTracker::new();
-    while let Some(Ok((stream, _))) = shutdown.run_until_cancelled(listener.accept()).await {
-        let (answers, shutdown) = (Arc::clone(&answers), shutdown.clone());
-        connections.spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| {
-                let response = answers.respond(&request);
-                async move { Ok::<_, std::convert::Infallible>(response) }
-            });
-            let serving =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            let _ = shutdown.run_until_cancelled(serving).await;
-        });
-    }
-    connections.close();
-    connections.wait().await;
-}
-
 pub(crate) fn sleepy() -> Value {
     json!({"allow-zero-initial-scale": "true", "scale-to-zero-grace-period": "1s", "stable-window": "6s"})
-}
-
-/// No tick and no scrape within a test's lifetime: what happens, happens because of an event.
-pub(crate) fn no_timers(config: &mut Config) {
-    config.tick = Duration::from_secs(3600);
-    config.scrape_interval = Duration::from_secs(3600);
 }

@@ -3,15 +3,15 @@
 mod plan;
 
 use ember_api::labels;
+use ember_api::serving::GROUP;
 use ember_api::serving::v1::Configuration;
 use ember_reconcile::cache::Key;
 use ember_reconcile::queue::{Next, WorkQueue};
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
-use crate::context::{Context, enqueue_changes, enqueue_controllers};
+use crate::context::{Context, enqueue_all_on_new_configs, enqueue_changes, enqueue_controllers};
 
-const GROUP: &str = "serving.knative.dev";
 const KIND: &str = "Configuration";
 
 /// Starts the collector; it ends with the context's shutdown.
@@ -19,26 +19,9 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     let queue = WorkQueue::new();
     enqueue_changes(&ctx.caches.configurations, &queue);
     enqueue_controllers(&ctx.caches.revisions, GROUP, KIND, &queue);
-    enqueue_all_on_new_configuration(ctx, &queue, tasks);
+    // Other retention times can make any Revision stale.
+    enqueue_all_on_new_configs(ctx, &ctx.caches.configurations, &queue, tasks);
     ctx.run_queue("gc", &queue, tasks, collect);
-}
-
-/// Other retention times can make any Revision stale.
-fn enqueue_all_on_new_configuration(ctx: &Context, queue: &WorkQueue<Key>, tasks: &TaskTracker) {
-    let (ctx, queue) = (ctx.clone(), queue.clone());
-    tasks.spawn(async move {
-        let mut changes = ctx.configs.subscribe();
-        changes.borrow_and_update();
-        loop {
-            tokio::select! {
-                () = ctx.shutdown.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-            for configuration in ctx.caches.configurations.all() {
-                queue.add(Key::of(&*configuration));
-            }
-        }
-    });
 }
 
 async fn collect(ctx: Context, key: Key) -> Result<Next, std::convert::Infallible> {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use ember_api::conditions::Condition;
 use ember_api::names;
+use ember_api::serving::GROUP;
 use ember_api::serving::v1::Revision;
 use ember_api::status::Conditioned;
 use ember_reconcile::cache::{Change, Key};
@@ -29,14 +30,13 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tokio_util::task::TaskTracker;
 
-use crate::context::{Configs, Context, enqueue_changes, enqueue_controllers};
+use crate::context::{Configs, Context, enqueue_all_on_new_configs, enqueue_changes, enqueue_controllers};
 use crate::plan::Error;
 use digest::Resolution;
 pub use digest::{DigestResolver, KeepTags, Lookup};
 use plan::Observed;
 use system_certificate::SystemCertificate;
 
-const GROUP: &str = "serving.knative.dev";
 const KIND: &str = "Revision";
 
 /// How often a Revision is looked at whose pods do not come up. Pods are not watched: how a container ended shows in
@@ -59,7 +59,8 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
         }
     });
     enqueue_on_system_certificates(ctx, &queue);
-    enqueue_all_on_new_configuration(ctx, &queue, tasks);
+    // Another configuration can mean another Deployment for every Revision.
+    enqueue_all_on_new_configs(ctx, &caches.revisions, &queue, tasks);
     ctx.run_queue("revision", &queue, tasks, move |ctx, key| reconcile(ctx, Arc::clone(&resolver), key));
 }
 
@@ -70,24 +71,6 @@ fn enqueue_on_system_certificates(ctx: &Context, queue: &WorkQueue<Key>) {
         let certificate = change.object();
         if certificate.metadata.name.as_deref() == Some(names::SERVING_CERT) {
             for revision in revisions.list(certificate.metadata.namespace.as_deref().unwrap_or_default()) {
-                queue.add(Key::of(&*revision));
-            }
-        }
-    });
-}
-
-/// Another configuration can mean another Deployment for every Revision.
-fn enqueue_all_on_new_configuration(ctx: &Context, queue: &WorkQueue<Key>, tasks: &TaskTracker) {
-    let (ctx, queue) = (ctx.clone(), queue.clone());
-    tasks.spawn(async move {
-        let mut changes = ctx.configs.subscribe();
-        changes.borrow_and_update();
-        loop {
-            tokio::select! {
-                () = ctx.shutdown.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-            for revision in ctx.caches.revisions.all() {
                 queue.add(Key::of(&*revision));
             }
         }

@@ -28,7 +28,7 @@ use kube::core::Resource;
 use serde::de::DeserializeOwned;
 use tokio_util::task::TaskTracker;
 
-use crate::context::{Caches, Context, enqueue_changes, enqueue_controllers};
+use crate::context::{Caches, Context, enqueue_all_on_new_configs, enqueue_changes, enqueue_controllers};
 use crate::plan::Error;
 use crate::tracker::{Reference, Tracker};
 
@@ -106,24 +106,9 @@ pub(crate) fn spawn(ctx: &Context, tasks: &TaskTracker) {
     enqueue_controllers(&caches.k8s_services, GROUP, "Route", &queue);
     enqueue_followers(&caches.configurations, "Configuration", &tracker, &queue);
     enqueue_followers(&caches.revisions, "Revision", &tracker, &queue);
-    enqueue_all_on_new_configs(ctx, &queue, tasks);
+    // Hosts, classes and TLS come from ConfigMaps.
+    enqueue_all_on_new_configs(ctx, &caches.routes, &queue, tasks);
     ctx.run_queue("route", &queue, tasks, move |ctx, key| reconcile(ctx, tracker.clone(), key));
-}
-
-/// Hosts, classes and TLS come from ConfigMaps: every Route is looked at again when they change.
-fn enqueue_all_on_new_configs(ctx: &Context, queue: &WorkQueue<Key>, tasks: &TaskTracker) {
-    let (ctx, queue, mut changes) = (ctx.clone(), queue.clone(), ctx.configs.subscribe());
-    tasks.spawn(async move {
-        loop {
-            tokio::select! {
-                () = ctx.shutdown.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-            for route in ctx.caches.routes.all() {
-                queue.add(Key::of(&*route));
-            }
-        }
-    });
 }
 
 async fn reconcile(ctx: Context, tracker: Tracker, key: Key) -> Result<Next, Error> {

@@ -4,6 +4,7 @@
 //! pods, on worker threads.
 
 mod announcer;
+mod component;
 mod dashboard;
 mod descriptors;
 mod hosts;
@@ -14,7 +15,6 @@ mod seed;
 mod settled;
 mod sidecar;
 
-use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +42,7 @@ use crate::client::manifest::{self, Manifest};
 use crate::client::resources::Resources;
 use crate::machine::{instances, listeners};
 use crate::network::{ClusterNetwork, SharedNetwork};
+use component::Component;
 use hosts::HostsFile;
 use screen::Screen;
 
@@ -92,55 +93,6 @@ pub(crate) fn run(options: &Up) -> anyhow::Result<()> {
         screen.end();
         result
     })
-}
-
-/// A component that runs.
-struct Component {
-    name: &'static str,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), String>>,
-}
-
-impl Component {
-    fn spawn<E: Display>(
-        name: &'static str,
-        stop: CancellationToken,
-        run: impl Future<Output = Result<(), E>> + Send + 'static,
-    ) -> Self {
-        let task = tokio::spawn(async move { run.await.map_err(|e| e.to_string()) });
-        Self { name, stop, task }
-    }
-
-    /// As [`Component::spawn`], on a thread and a runtime of its own, where `start` is called.
-    fn spawn_apart<E: Display, F: Future<Output = Result<(), E>>>(
-        name: &'static str,
-        stop: CancellationToken,
-        start: impl FnOnce() -> F + Send + 'static,
-    ) -> std::io::Result<Self> {
-        let (ended, end) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(async { start().await.map_err(|e| e.to_string()) }),
-                Err(error) => Err(error.to_string()),
-            };
-            // Nobody listens any more if it took too long.
-            let _ = ended.send(result);
-        })?;
-        let task =
-            tokio::spawn(async move { end.await.unwrap_or_else(|_| Err("its thread broke".to_owned())) });
-        Ok(Self { name, stop, task })
-    }
-
-    /// Asks it to end and waits for it, no longer than `patience`.
-    async fn end(self, patience: Duration) {
-        self.stop.cancel();
-        match tokio::time::timeout(patience, self.task).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::error!(component = self.name, %error, "ended with an error"),
-            Ok(Err(error)) => tracing::error!(component = self.name, %error, "ended badly"),
-            Err(_) => tracing::warn!(component = self.name, "did not end in time"),
-        }
-    }
 }
 
 struct Instance {

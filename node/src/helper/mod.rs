@@ -45,7 +45,8 @@ pub fn is_invoked() -> bool {
     std::env::args_os().nth(1).is_some_and(|arg| arg == HELPER || arg == LAUNCHER || arg == HOSTS_PROBE)
 }
 
-/// The life of the helper, or of what is started beside it. Call it before anything else when [`is_invoked`] says so, then return.
+/// The life of the helper, or of what is started beside it. Call it before anything else when [`is_invoked`] says so,
+/// then return.
 pub fn main() {
     close_inherited();
     match std::env::args_os().nth(1) {

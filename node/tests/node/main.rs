@@ -11,6 +11,9 @@
 )]
 
 mod cluster;
+mod containers;
+mod deployments;
+mod nodes;
 mod processes;
 mod volumes;
 
@@ -37,15 +40,15 @@ const TESTS: &[Test] = tests![
     processes::recovers_from_a_killed_helper,
     processes::starts_at_once,
     processes::runs_as_another_user_where_files_allow_it,
-    cluster::a_deployment_becomes_ready_endpoints_and_goes,
-    cluster::a_crash_loop_is_told_as_kubernetes_does,
-    cluster::what_cannot_run_says_why,
-    cluster::an_unhealthy_container_is_restarted,
-    cluster::termination_waits_for_the_sidecar,
-    cluster::a_new_template_replaces_the_old_one,
-    cluster::dependents_follow_their_owner_and_namespaces_empty,
-    cluster::shutdown_ends_every_process,
-    cluster::two_nodes_run_side_by_side,
+    deployments::a_deployment_becomes_ready_endpoints_and_goes,
+    containers::a_crash_loop_is_told_as_kubernetes_does,
+    containers::what_cannot_run_says_why,
+    containers::an_unhealthy_container_is_restarted,
+    deployments::termination_waits_for_the_sidecar,
+    deployments::a_new_template_replaces_the_old_one,
+    deployments::dependents_follow_their_owner_and_namespaces_empty,
+    nodes::shutdown_ends_every_process,
+    nodes::two_nodes_run_side_by_side,
     volumes::lie_where_the_container_wants_them,
     volumes::follow_their_objects,
     volumes::are_refused_by_name,

@@ -1,8 +1,11 @@
 //! The sidecar's contract, statement by statement (docs/data-plane-contract.md): over real sockets, in memory on a
-//! clock that jumps where only times matter, and as the program where the process matters.
+//! clock that jumps where only times matter, and as the program where the process matters. On that clock a pause is over
+//! when nothing else is left to do.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod admission;
+#[path = "../sidecar/container.rs"]
+mod container;
 mod drain;
 mod environment;
 mod headers;

@@ -16,7 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use crate::sidecar::{KUBELET, environment, eventually};
+use crate::container::environment;
+use crate::sidecar::{KUBELET, eventually};
 use crate::wire::{OK, Wire, body, ok, status};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_queue-proxy");

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::container::environment;
 use crate::network::Memory;
 use crate::wire::Wire;
 
@@ -23,28 +24,6 @@ const LONG: Duration = Duration::from_secs(20);
 pub(crate) const ACTIVATOR: &str = "user-agent: Knative-Activator-Probe\r\nk-network-probe: queue\r\n";
 pub(crate) const AUTOSCALER: &str = "user-agent: Knative-Autoscaling-Probe\r\nk-network-probe: queue\r\n";
 pub(crate) const KUBELET: &str = "user-agent: kube-probe/1.34\r\nk-network-probe: queue\r\n";
-
-/// The environment the controller writes, with `more` instead of or beside it.
-pub(crate) fn environment(user_port: u16, more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let user_port = user_port.to_string();
-    let mut env = vec![
-        ("CONTAINER_CONCURRENCY", "0"),
-        ("QUEUE_SERVING_PORT", "8012"),
-        ("QUEUE_SERVING_TLS_PORT", "8112"),
-        ("USER_PORT", &user_port),
-        ("REVISION_TIMEOUT_SECONDS", "300"),
-        ("SERVING_LOGGING_CONFIG", ""),
-        ("SERVING_LOGGING_LEVEL", ""),
-        ("SERVING_NAMESPACE", "default"),
-        ("SERVING_CONFIGURATION", "app"),
-        ("SERVING_REVISION", "app-00001"),
-        ("SERVING_POD", "pod-1"),
-        ("SERVING_POD_IP", "127.0.0.1"),
-    ];
-    env.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
-    env.extend_from_slice(more);
-    env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
 
 /// What the program would run with.
 pub(crate) fn config(user_port: u16, more: &[(&str, &str)]) -> Config {

@@ -1,3 +1,5 @@
+//! Templates, the lines they make, and when a line is written.
+
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;

@@ -118,6 +118,7 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
             if so_far >= target { Ok(()) } else { Err(so_far) }
         })
         .await;
+        // The crash comes at any moment after that, not only right after an acknowledgement.
         tokio::time::sleep(slack).await;
         let remains = ember.crash();
         kills += 1;

@@ -10,6 +10,7 @@ use ember_apiserver::ApiServer;
 use ember_dataplane::io::{Io, Listener, Network, Stream, SystemClock, SystemNetwork};
 use ember_dataplane::stat::{Stat, WireStatMessages};
 use ember_dataplane::worker::Workers;
+use ember_tests::soon;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace};
@@ -23,20 +24,11 @@ use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// What the gateway says about the revision.
 pub(crate) const REVISION: [(&str, &str); 2] =
     [("knative-serving-namespace", "ns"), ("knative-serving-revision", "rev")];
 /// The host that clients ask for.
 pub(crate) const HOST: &str = "hello.example.com";
-
-pub(crate) async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, awaited).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited in vain for {what}"),
-    }
-}
 
 /// The machine's network; tells where the activator listens.
 struct Told(parking_lot::Mutex<Option<oneshot::Sender<SocketAddr>>>);

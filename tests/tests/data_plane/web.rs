@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 
 use bytes::Bytes;
+use ember_tests::soon;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
-use crate::hops::{HOST, Hops, REVISION, soon};
+use crate::hops::{HOST, Hops, REVISION};
 
 /// Answers with what it saw: version, authority, target, headers, body. HTTP/1.1 or HTTP/2 only.
 async fn app(multiplexed: bool) -> u16 {

@@ -1,5 +1,6 @@
 //! WebSockets.
 
+use ember_tests::soon;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -7,7 +8,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::hops::{HOST, Hops, REVISION, soon};
+use crate::hops::{HOST, Hops, REVISION};
 
 /// Sends back what it gets, and answers a close.
 async fn app() -> u16 {

@@ -1,20 +1,19 @@
 //! The app behind the tests, and how it becomes a service.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ember_tests::grpc::{self, Answer, Frames};
 use ember_tests::instance::Ember;
 use ember_tests::{PATIENCE, eventually};
 use futures::{SinkExt as _, StreamExt as _};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,16 +22,6 @@ use tokio::sync::Notify;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
-
-pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
-
-/// How long anything may take.
-pub(crate) async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, awaited).await {
-        Ok(done) => done,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
-    }
-}
 
 /// The app as a service that sleeps until it is asked. `h2c`: its port is named so.
 pub(crate) fn service(name: &str, h2c: bool) -> Value {
@@ -169,22 +158,8 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Answer {
         }
         "/chat" => chat(request),
         "/raw" => raw(request),
-        "/echo.Echo/Talk" => grpc(Frames(request.into_body()), "0"),
-        "/echo.Echo/Break" => grpc(Frames(request.into_body()), "10"),
-        "/echo.Echo/Count" => {
-            let words =
-                (0..100_u8).map(|n| Ok(Frame::data(Bytes::from(vec![0, 0, 0, 0, 3, 10, 1, b'0' + n % 10]))));
-            grpc(futures::stream::iter(words), "0")
-        }
-        "/echo.Echo/Fail" => {
-            let mut response = full(StatusCode::OK, "");
-            let headers = response.headers_mut();
-            headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static("5"));
-            headers.insert("grpc-message", HeaderValue::from_static("no%20such%20word"));
-            response
-        }
-        _ => full(StatusCode::NOT_FOUND, format!("no {path}")),
+        path => grpc::answer(path, request.into_body())
+            .unwrap_or_else(|| full(StatusCode::NOT_FOUND, format!("no {path}"))),
     }
 }
 
@@ -228,21 +203,6 @@ fn large(request: &Request<Incoming>) -> Answer {
     stream(futures::stream::iter(pieces))
 }
 
-/// An answer of gRPC with this status at its end.
-fn grpc(
-    frames: impl futures::Stream<Item = Result<Frame<Bytes>, hyper::Error>> + Send + 'static,
-    status: &'static str,
-) -> Answer {
-    let trailers = HeaderMap::from_iter([
-        (http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(status)),
-        (http::HeaderName::from_static("x-total"), HeaderValue::from_static("7")),
-    ]);
-    let data = frames.filter(|frame| std::future::ready(frame.as_ref().is_ok_and(Frame::is_data)));
-    let mut response = stream(data.chain(futures::stream::iter([Ok(Frame::trailers(trailers))])));
-    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-    response
-}
-
 /// A WebSocket that sends back what it gets.
 fn chat(mut request: Request<Incoming>) -> Answer {
     let Some(key) = request.headers().get("sec-websocket-key").cloned() else {
@@ -269,6 +229,7 @@ fn raw(mut request: Request<Incoming>) -> Answer {
         let mut upgraded = TokioIo::new(upgrade.await.unwrap());
         let mut said = Vec::new();
         upgraded.read_to_end(&mut said).await.unwrap();
+        // For a while only the way back is open: a hop that closes both has time to do so.
         tokio::time::sleep(Duration::from_millis(100)).await;
         upgraded.write_all(format!("{} bytes", said.len()).as_bytes()).await.unwrap();
         upgraded.shutdown().await.unwrap();
@@ -285,15 +246,4 @@ fn switch(protocol: &'static str, accept: Option<HeaderValue>) -> Answer {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
-}
-
-/// The frames of a request as they come.
-struct Frames(Incoming);
-
-impl futures::Stream for Frames {
-    type Item = Result<Frame<Bytes>, hyper::Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
 }

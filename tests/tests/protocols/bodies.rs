@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use ember_tests::http::{Client, host};
 use ember_tests::instance::Ember;
+use ember_tests::soon;
 use futures::StreamExt as _;
 use http::{Request, Response, Version};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -11,7 +12,7 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::app::{asleep, noticed, soon};
+use crate::app::{asleep, noticed};
 
 type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 

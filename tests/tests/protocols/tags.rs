@@ -3,14 +3,13 @@
 use ember_tests::api;
 use ember_tests::http::host;
 use ember_tests::instance::Ember;
+use ember_tests::soon;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-
-use crate::app::soon;
 
 fn service(target: &str, traffic: &Value) -> Value {
     json!({

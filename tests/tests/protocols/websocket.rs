@@ -1,6 +1,7 @@
 //! WebSockets, and upgrades to other protocols.
 
 use ember_tests::http::host;
+use ember_tests::soon;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -9,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::app::{asleep, soon};
+use crate::app::asleep;
 use crate::wire::Wire;
 
 #[tokio::test(flavor = "multi_thread")]

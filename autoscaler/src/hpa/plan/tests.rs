@@ -1,3 +1,5 @@
+//! Plans for PodAutoscalers of the HPA class.
+
 use std::time::Duration;
 
 use ember_reconcile::apply::Verb;

@@ -1,0 +1,89 @@
+//! Limits of time and size.
+
+use std::time::Duration;
+
+use ember_dataplane::protocol::Protocol;
+use ember_dataplane::server::Options;
+use ember_dataplane::timeout::Timeouts;
+use tokio::io::AsyncWriteExt;
+
+use crate::hop::{hop_with, limited_hop};
+use crate::wire::{OK, Wire, backend, eventually};
+
+#[tokio::test]
+async fn timers_answer_504_or_end_the_body() {
+    let addr = backend(|mut wire| async move {
+        while let Ok(head) = wire.try_until("\r\n\r\n").await {
+            if head.contains("/chunked") {
+                wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n").await;
+            } else if head.contains("/sized") {
+                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart").await;
+            }
+        }
+    })
+    .await;
+    // Long enough for an answer to begin on a busy machine.
+    let timeouts = Timeouts { total: Some(Duration::from_millis(500)), ..Timeouts::default() };
+    let hop = hop_with(addr, Protocol::Http1, timeouts, Options::default()).await;
+    let mut client = Wire::connect(hop.addr).await;
+    client.send("GET /silent HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let answer = client.until("request timeout").await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("content-length: 15"), "{answer}");
+
+    client.send("GET /chunked HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let answer = client.until("0\r\n\r\n").await;
+    assert!(answer.ends_with("3\r\none\r\nF\r\nrequest timeout\r\n0\r\n\r\n"), "{answer}");
+
+    client.send("GET /sized HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(client.rest().await.ends_with("\r\n\r\npart"));
+    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_in_time() {
+    let addr = backend(|mut wire| async move {
+        wire.until("\r\n\r\n").await;
+        wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+        while wire.stream.write_all(chunk.as_bytes()).await.is_ok() {}
+    })
+    .await;
+    let timeouts = Timeouts { total: Some(Duration::from_millis(200)), ..Timeouts::default() };
+    let hop = hop_with(addr, Protocol::Http1, timeouts, Options::default()).await;
+    let mut client = Wire::connect(hop.addr).await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.until("\r\n\r\n").await;
+    eventually("the guard is gone", || hop.quiet.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn heads_are_bounded_in_time_and_size_and_idle_connections_are_not() {
+    let addr = backend(|mut wire| async move {
+        while wire.try_until("\r\n\r\n").await.is_ok() {
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let options = Options {
+        header_read_timeout: Duration::from_millis(100),
+        max_header_bytes: 16 << 10,
+        ..Options::default()
+    };
+    let hop = limited_hop(addr, options).await;
+    let mut idle = Wire::connect(hop.addr).await;
+    idle.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    idle.until("ok").await;
+    let mut silent = Wire::connect(hop.addr).await;
+    assert_eq!(silent.rest().await, "", "a connection that never asks is closed");
+    let mut slow = Wire::connect(hop.addr).await;
+    slow.send("GET / HT").await;
+    assert_eq!(slow.rest().await, "", "half a head is closed");
+    let mut large = Wire::connect(hop.addr).await;
+    let filler = "x".repeat(20 << 10);
+    large.stream.write_all(format!("GET / HTTP/1.1\r\nhost: a\r\nx: {filler}\r\n\r\n").as_bytes()).await.ok();
+    assert!(large.rest().await.starts_with("HTTP/1.1 431"));
+    idle.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    idle.until("ok").await;
+    idle.send("GET / HT").await;
+    assert_eq!(idle.rest().await, "", "later heads are timed from their first byte");
+}
