@@ -31,7 +31,6 @@ use ember_dataplane::server;
 use ember_dataplane::worker::Workers;
 use ember_reconcile::cache::Cache;
 use kube::Client;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -75,7 +74,7 @@ pub enum Error {
 }
 
 /// Serves until `shutdown`; then goes on for [`Config::drain_settle`] while routing lets go of it, and waits for what
-/// is under way. Watches, probes and the link to the autoscaler run on the calling runtime, requests on `workers`.
+/// is under way. Watches and the link to the autoscaler run on the calling runtime, requests and probes on `workers`.
 ///
 /// # Errors
 /// [`Error`].
@@ -106,7 +105,7 @@ pub async fn run(
         Some(Err(error)) => Err(error),
         Some(Ok(network)) => {
             let prober = Prober {
-                runtime: Handle::current(),
+                workers: workers.clone(),
                 tasks: tasks.clone(),
                 stop: control.clone(),
                 proxy: Proxy::new(Pool::new(io.clone(), pool::Options::default()), drain.clone()),

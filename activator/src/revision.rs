@@ -16,13 +16,13 @@ use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::Proxy;
 use ember_dataplane::timeout::Timeouts;
 use ember_dataplane::tls::Identity;
+use ember_dataplane::worker::Workers;
 use ember_reconcile::cache::{Cache, Key};
 use ember_telemetry::request_log;
 use http::HeaderValue;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use kube::ResourceExt;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,10 +36,13 @@ use crate::metrics::RevisionMetrics;
 use crate::pod_set::{PodSet, Policy};
 use crate::reporter::Reporter;
 
-/// What probing needs; lives on the control runtime.
+/// What probing needs.
+///
+/// Probes run where requests do: the answer of a pod that has just woken is what a request waits for, and the control
+/// plane is at its busiest then. All of them on one worker, for `proxy` keeps its connections to a runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct Prober {
-    pub(crate) runtime: Handle,
+    pub(crate) workers: Workers,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     pub(crate) proxy: Proxy,
@@ -56,6 +59,16 @@ pub(crate) struct Prober {
     pub(crate) beginning: Arc<Semaphore>,
 }
 
+impl Prober {
+    /// Runs a probe until it ends or the activator does.
+    fn spawn(&self, probing: impl Future<Output = ()> + Send + 'static) {
+        let probing = self.tasks.track_future(probing);
+        self.workers.spawn(PROBING_WORKER, move || probing);
+    }
+}
+
+/// The index of the worker that probes.
+const PROBING_WORKER: usize = 0;
 /// Probes that begin at a time: at a start with thousands of pods all would be under way at once, with a connection
 /// and buffers each.
 pub(crate) const MOST_BEGINNING: usize = 256;
@@ -260,7 +273,7 @@ impl RevisionState {
                 }
             }
         };
-        self.prober.tasks.spawn_on(probing, &self.prober.runtime);
+        self.prober.spawn(probing);
     }
 
     async fn probe_until_ready(self: &Arc<Self>, address: &Address, token: &CancellationToken) {
@@ -333,7 +346,7 @@ impl RevisionState {
             tracing::debug!(target: "ember::coldstart", phase = "ready", revision = %state.key);
             state.publish(&pods);
         };
-        self.prober.tasks.spawn_on(probing, &self.prober.runtime);
+        self.prober.spawn(probing);
     }
 
     /// Returns the Service's address once its pods answer there. A Service that is missing may still come.

@@ -133,13 +133,14 @@ pub fn is_cluster_local(domain: &Domain, host: &str) -> bool {
 }
 
 /// The URL of a host that the gateway serves, with the gateway's port for such hosts if it is not the scheme's own.
+/// The gateway's ports speak HTTP; what speaks HTTPS in front of it is taken to listen where HTTPS does.
 #[must_use]
 pub fn url(configs: &Configs, scheme: &str, host: &str) -> String {
     let network = &configs.network;
     let local = is_cluster_local(&configs.domain, host);
     match if local { network.internal_port } else { network.external_port } {
-        Some(port) => format!("{scheme}://{host}:{port}"),
-        None => format!("{scheme}://{host}"),
+        Some(port) if scheme == "http" && port != 80 => format!("{scheme}://{host}:{port}"),
+        _ => format!("{scheme}://{host}"),
     }
 }
 
@@ -195,6 +196,9 @@ mod tests {
         configs.network.internal_port = Some(8081);
         assert_eq!(url(&configs, "http", "a.b.svc.cluster.local"), "http://a.b.svc.cluster.local:8081");
         assert_eq!(url(&configs, "http", "a.default.localhost"), "http://a.default.localhost:8080");
+        assert_eq!(url(&configs, "https", "a.default.localhost"), "https://a.default.localhost");
+        configs.network.external_port = Some(80);
+        assert_eq!(url(&configs, "http", "a.default.localhost"), "http://a.default.localhost");
     }
 
     #[test]

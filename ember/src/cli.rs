@@ -55,10 +55,14 @@ pub(crate) enum Command {
     /// Delete objects
     Delete {
         /// Kind of object, for instance ksvc
-        kind: String,
+        #[arg(required_unless_present = "file")]
+        kind: Option<String>,
         /// Names of the objects
-        #[arg(required = true)]
+        #[arg(required_unless_present = "file")]
         names: Vec<String>,
+        /// What these manifests describe: file, folder, or - for standard input
+        #[arg(short, long = "filename", conflicts_with_all = ["kind", "names"])]
+        file: Vec<PathBuf>,
         #[command(flatten)]
         target: Target,
     },
@@ -69,9 +73,8 @@ pub(crate) enum Command {
         /// Container; by default the service's own
         #[arg(short, long)]
         container: Option<String>,
-        /// Go on printing as lines come
-        #[arg(short, long)]
-        follow: bool,
+        #[command(flatten)]
+        lines: crate::client::commands::Lines,
         #[command(flatten)]
         target: Target,
     },

@@ -79,11 +79,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let namespace = (!all_namespaces).then_some(target.namespace.as_str());
             block_on(commands::run_get(target.kubeconfig(), &kind, name.as_deref(), namespace, output))
         }
-        Command::Delete { kind, names, target } => {
-            block_on(commands::run_delete(target.kubeconfig(), &kind, &names, &target.namespace))
+        Command::Delete { kind, names, file, target } => {
+            let kind = kind.as_deref();
+            block_on(commands::run_delete(target.kubeconfig(), kind, &names, &file, &target.namespace))
         }
-        Command::Logs { name, container, follow, target } => {
-            block_on(commands::run_logs(target.kubeconfig(), &name, &target.namespace, container, follow))
+        Command::Logs { name, container, lines, target } => {
+            block_on(commands::run_logs(target.kubeconfig(), &name, &target.namespace, container, &lines))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::{AsyncBufReadExt, TryStreamExt};
@@ -11,7 +12,7 @@ use kube::api::{Api, LogParams};
 use serde_json::{Value, json};
 
 use super::apply::{apply, describe, wait_ready};
-use super::resources::Resources;
+use super::resources::{Collection, Resources};
 use super::{connect, manifest};
 
 /// `ember apply`: each object in turn; a bad one does not keep the others from being applied.
@@ -88,25 +89,80 @@ pub(crate) async fn run_get(
     }
 }
 
-/// `ember delete`.
+/// `ember delete`: objects of a kind by name, or what manifests describe, the last one first. One that cannot be
+/// deleted does not keep the others.
 pub(crate) async fn run_delete(
     kubeconfig: PathBuf,
-    kind: &str,
+    kind: Option<&str>,
     names: &[String],
+    files: &[PathBuf],
     namespace: &str,
 ) -> anyhow::Result<()> {
+    let mut manifests = Vec::new();
+    for file in files {
+        manifests.extend(manifest::read(file)?);
+    }
     let client = connect(&kubeconfig).await?;
     let resources = Resources::discover(&client).await?;
-    let collection = resources.of_name(kind)?;
-    for name in names {
+    // A manifest may describe one object in several documents, one revision after the other.
+    let mut paths: Vec<(&Collection, &str, String)> = Vec::new();
+    for manifest in manifests.iter().rev() {
+        let collection = resources
+            .of_kind(manifest.api_version(), manifest.kind())
+            .with_context(|| format!("{manifest} ({})", manifest.source))?;
+        let namespace = manifest.namespace().unwrap_or(namespace);
+        let path = collection.path(Some(namespace), Some(manifest.name()));
+        if !paths.iter().any(|(_, _, known)| *known == path) {
+            paths.push((collection, manifest.name(), path));
+        }
+    }
+    if let Some(kind) = kind {
+        let collection = resources.of_name(kind)?;
+        paths.extend(
+            names
+                .iter()
+                .map(|name| (collection, name.as_str(), collection.path(Some(namespace), Some(name)))),
+        );
+    }
+    let mut failed = 0;
+    for (collection, name, path) in &paths {
         let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
-        let request = http::Request::delete(collection.path(Some(namespace), Some(name)))
+        let request = http::Request::delete(path)
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string().into_bytes())?;
-        client.request::<Value>(request).await.map_err(plain)?;
-        say(&format!("{}/{name} deleted", collection.kind.to_lowercase()))?;
+        match client.request::<Value>(request).await.map_err(plain) {
+            Ok(_) => say(&format!("{}/{name} deleted", collection.kind.to_lowercase()))?,
+            Err(error) if paths.len() == 1 => return Err(error),
+            Err(error) => {
+                failed += 1;
+                writeln!(std::io::stderr(), "error: {}", describe(&error))?;
+            }
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} objects not deleted", paths.len());
     }
     Ok(())
+}
+
+/// Which lines `ember logs` prints.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Lines {
+    /// Go on printing as lines come
+    #[arg(short, long)]
+    follow: bool,
+    /// Only so many of the last lines
+    #[arg(long, value_name = "LINES")]
+    tail: Option<i64>,
+    /// Only what is not older, for instance 5m
+    #[arg(long, value_name = "DURATION", value_parser = crate::container::duration)]
+    since: Option<Duration>,
+    /// What the container printed before it was started again
+    #[arg(short, long, conflicts_with = "follow")]
+    previous: bool,
+    /// Put the time before each line
+    #[arg(long)]
+    timestamps: bool,
 }
 
 /// `ember logs`: of a pod by name, or of the newest pod of a service.
@@ -115,7 +171,7 @@ pub(crate) async fn run_logs(
     name: &str,
     namespace: &str,
     container: Option<String>,
-    follow: bool,
+    lines: &Lines,
 ) -> anyhow::Result<()> {
     let client = connect(&kubeconfig).await?;
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client, namespace);
@@ -127,7 +183,10 @@ pub(crate) async fn run_logs(
             let newest =
                 list.items.into_iter().max_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|t| t.0));
             newest.with_context(|| {
-                format!("no pod {name:?} and no running pod of a service {name:?} in namespace {namespace:?}")
+                format!(
+                    "no pod {name:?} and no running pod of a service {name:?} in namespace {namespace:?}: it sleeps, \
+                     or `ember doctor ksvc {name}` tells what is wrong"
+                )
             })?
         }
     };
@@ -135,7 +194,18 @@ pub(crate) async fn run_logs(
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
         containers.map(|c| c.name.clone()).find(|name| name != "queue-proxy")
     });
-    let parameters = LogParams { container, follow, ..LogParams::default() };
+    let parameters = LogParams {
+        container,
+        follow: lines.follow,
+        tail_lines: lines.tail,
+        // Whole seconds, and not fewer than asked for.
+        since_seconds: lines
+            .since
+            .map(|since| i64::try_from(since.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)),
+        previous: lines.previous,
+        timestamps: lines.timestamps,
+        ..LogParams::default()
+    };
     let pod_name = pod.metadata.name.unwrap_or_default();
     let mut lines = pods.log_stream(&pod_name, &parameters).await.map_err(plain)?.lines();
     while let Some(line) = lines.try_next().await? {

@@ -36,7 +36,11 @@ fn text<'a>(object: &'a Value, path: &str) -> &'a str {
 }
 
 fn label(object: &Value) -> String {
-    format!("{} {}", text(object, "/kind").to_lowercase(), text(object, "/metadata/name"))
+    let (kind, name) = (text(object, "/kind").to_lowercase(), text(object, "/metadata/name"));
+    match text(object, "/metadata/namespace") {
+        "" | "default" => format!("{kind} {name}"),
+        namespace => format!("{kind} {namespace}/{name}"),
+    }
 }
 
 fn conditions(object: &Value) -> impl Iterator<Item = &Value> {
@@ -124,10 +128,26 @@ impl Tree {
                 if url.is_empty() { "ready".to_owned() } else { format!("ready at {url}") },
             );
         }
+        if object["metadata"]["deletionTimestamp"].is_string() {
+            let finalizers = object["metadata"]["finalizers"].as_array().into_iter().flatten();
+            let left: Vec<&str> = finalizers.filter_map(Value::as_str).collect();
+            return Finding::note(
+                about,
+                if left.is_empty() {
+                    "it is being deleted".to_owned()
+                } else {
+                    format!("it is being deleted; its finalizers {} are waited for", left.join(", "))
+                },
+            );
+        }
         if text(object, "/kind") == "PodAutoscaler"
             && condition(object, "Active").is_some_and(|c| c["reason"] == "NoTraffic")
         {
-            return Finding::ok(about, "no traffic: its revision sleeps, and wakes at the next request");
+            return if condition(object, "ScaleTargetInitialized").is_some_and(|c| c["status"] == "True") {
+                Finding::ok(about, "no traffic: its revision sleeps, and wakes at the next request")
+            } else {
+                Finding::note(about, "it has no pods: none became ready")
+            };
         }
         let (seen, generation) = (&object["status"]["observedGeneration"], &object["metadata"]["generation"]);
         if !seen.is_null() && seen != generation {
@@ -139,7 +159,10 @@ impl Tree {
         }
         // What made Ready what it is comes first; the rest is often the same in other words.
         let wrong: Vec<&Value> = conditions(object).filter(|c| c["status"] != "True").collect();
-        let cause = wrong.iter().find(|c| c["status"] == "False" && c["type"] != "Ready");
+        // That a revision has no traffic is no fault.
+        let cause = wrong
+            .iter()
+            .find(|c| c["status"] == "False" && !["Ready", "Active"].iter().any(|kind| c["type"] == *kind));
         let ready = condition(object, "Ready");
         let Some(worst) = cause.copied().or(ready) else {
             return Finding::problem(about, "it has no status yet")

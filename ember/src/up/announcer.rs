@@ -17,14 +17,25 @@ use tokio_util::sync::CancellationToken;
 use super::dashboard;
 use super::screen::Screen;
 
+/// The reason of a service without a revision that works: why the revision does not was told before.
+const FOLLOWS: &str = "RevisionMissing";
 /// How often the table is looked at.
 const REDRAW: Duration = Duration::from_millis(300);
 
 /// What was last said of a service.
-#[derive(PartialEq, Eq, Clone)]
+#[derive(Debug, PartialEq, Eq, Clone)]
 enum Said {
-    Ready(String),
+    Ready(Reach),
     Failed(String),
+}
+
+/// Where a service is reached.
+#[derive(Debug, PartialEq, Eq, Clone)]
+enum Reach {
+    /// By everyone who reaches the gateway.
+    Outside(String),
+    /// By other services alone.
+    Inside(String),
 }
 
 /// Prints a line for each service that becomes Ready or fails, until `shutdown`.
@@ -53,9 +64,10 @@ pub(crate) async fn run(
                 said.remove(&key);
                 say(&format!("service {key} is deleted"));
             }
+            (Some(Said::Failed(_)), Some(Said::Failed(why))) if why.starts_with(FOLLOWS) => {}
             (before, Some(next)) if before != Some(&next) => {
                 match &next {
-                    Said::Ready(url) => say(&ready(&key, url, gateway)),
+                    Said::Ready(reach) => say(&ready(&key, reach, gateway)),
                     Said::Failed(why) => say(&format!("service {key} is not ready: {why}")),
                 }
                 said.insert(key, next);
@@ -87,8 +99,10 @@ async fn show(services: &Cache<Service>, scales: &Scales, screen: &Screen) {
 
 fn state(service: &Service) -> Option<Said> {
     if service.is_ready() {
-        let url = service.status.as_ref()?.url.clone().unwrap_or_default();
-        return Some(Said::Ready(url));
+        let status = service.status.as_ref()?;
+        let url = status.url.clone().unwrap_or_default();
+        let inside = status.address.as_ref().and_then(|address| address.url.as_ref()) == Some(&url);
+        return Some(Said::Ready(if inside { Reach::Inside(url) } else { Reach::Outside(url) }));
     }
     if service.is_failed() {
         let ready = service.ready_condition()?;
@@ -97,9 +111,49 @@ fn state(service: &Service) -> Option<Said> {
     None
 }
 
-fn ready(key: &Key, url: &str, gateway: SocketAddr) -> String {
-    let host = url.trim_start_matches("http://").split([':', '/']).next().unwrap_or_default();
-    format!(
-        "service {key} is ready at {url}\n  (where {host} does not resolve: curl -H 'Host: {host}' http://{gateway})"
-    )
+fn ready(key: &Key, reach: &Reach, gateway: SocketAddr) -> String {
+    match reach {
+        Reach::Inside(url) => format!("service {key} is ready at {url}, for other services"),
+        Reach::Outside(url) => {
+            let (_, host) = url.split_once("://").unwrap_or(("", url));
+            let host = host.split([':', '/']).next().unwrap_or_default();
+            format!(
+                "service {key} is ready at {url}\n  (where {host} does not resolve: curl -H 'Host: {host}' \
+                 http://{gateway})"
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_reaches_a_service_is_told_how() {
+        let service = |url: &str| {
+            let service: Service = serde_json::from_value(json!({
+                "metadata": {"name": "a", "namespace": "b", "generation": 1},
+                "spec": {"template": {"spec": {"containers": [{}]}}},
+                "status": {
+                    "observedGeneration": 1, "url": url, "address": {"url": "http://a.b.svc.cluster.local"},
+                    "conditions": [{"type": "Ready", "status": "True"}]
+                }
+            }))
+            .unwrap();
+            let Some(Said::Ready(reach)) = state(&service) else { panic!("{service:?}") };
+            ready(&Key::of(&service), &reach, ([127, 0, 0, 1], 80).into())
+        };
+        assert_eq!(
+            service("https://a.example.com"),
+            "service b/a is ready at https://a.example.com\n  (where a.example.com does not resolve: \
+             curl -H 'Host: a.example.com' http://127.0.0.1:80)"
+        );
+        assert_eq!(
+            service("http://a.b.svc.cluster.local"),
+            "service b/a is ready at http://a.b.svc.cluster.local, for other services"
+        );
+    }
 }

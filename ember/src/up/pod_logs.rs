@@ -1,5 +1,6 @@
 //! `pods/log` of the API, answered from what the node keeps.
 
+use ember_api::names::QUEUE_CONTAINER;
 use ember_apiserver::{LogError, LogOptions, LogStream, PodLogs};
 use ember_node::Logs;
 use futures::future::BoxFuture;
@@ -17,6 +18,10 @@ impl PodLogs for NodeLogs {
         container: &str,
         options: LogOptions,
     ) -> BoxFuture<'static, Result<LogStream, LogError>> {
+        // The sidecar is part of this process, and logs with it: of its own there is nothing.
+        if container == QUEUE_CONTAINER {
+            return futures::future::ready(Ok(futures::stream::empty().boxed())).boxed();
+        }
         let result = translate(options).and_then(|options| {
             let stream = self.0.get(namespace, pod, container, options);
             stream.map(StreamExt::boxed).ok_or_else(|| {
