@@ -345,7 +345,9 @@ pub(crate) fn render(
 
 /// An object of metadata alone.
 pub(crate) fn partial(metadata: Value) -> Value {
-    json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata })
+    let mut object = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1" });
+    object["metadata"] = metadata;
+    object
 }
 
 /// The object's metadata alone, serialised.
