@@ -219,12 +219,12 @@ impl Api {
                 one(status, &modified.object)
             }
             (&Method::GET, true, Some("scale")) if target.resource().scale => {
-                let scale = strategy::scale_of(verbs::get(self, &target)?.value());
+                let scale = strategy::scale_of(&verbs::get(self, &target)?.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::PUT | &Method::PATCH, true, Some("scale")) if target.resource().scale => {
                 let modified = verbs::modify(self, &call, parts.method == Method::PATCH, warnings).await?;
-                let scale = strategy::scale_of(modified.object.value());
+                let scale = strategy::scale_of(&modified.object.value());
                 Ok(json_answer(StatusCode::OK, Bytes::from(scale.to_string())))
             }
             (&Method::GET, true, Some("log")) if target.resource().is("", "pods") => {
@@ -258,7 +258,8 @@ impl Api {
         }
         let mut maps = BTreeMap::new();
         for object in self.store.list(CONFIG_MAPS, Some(SYSTEM_NAMESPACE)).objects {
-            let data = object.value().get("data").and_then(Value::as_object);
+            let value = object.value();
+            let data = value.get("data").and_then(Value::as_object);
             let data = data
                 .into_iter()
                 .flatten()

@@ -62,7 +62,10 @@ use credentials::Credentials;
 use kinds::Kinds;
 use openapi::OpenApi;
 use server::Local;
-use store::Store;
+use store::{History, Store};
+
+/// Past events of each resource that are kept whatever they take.
+const LEAST_HISTORY: usize = 32;
 
 /// How the server is set up.
 #[derive(Clone)]
@@ -73,8 +76,11 @@ pub struct Config {
     pub flush_interval: Duration,
     /// How many resourceVersions are reserved on disk at once. Default 1,000,000.
     pub version_block: u64,
-    /// How many past events of each resource a watch can resume from. Default 4096.
+    /// How many past events of each resource a watch can resume from at most. Default 4096.
     pub watch_history: usize,
+    /// How many bytes of each resource the states that such a watch is to be told of may take, apart from those that are
+    /// current; the last 32 events are kept whatever they take. Default 2 MiB.
+    pub watch_history_bytes: usize,
     /// How often watches that ask for bookmarks get one. Default 60 s.
     pub bookmark_interval: Duration,
     /// Who the in-process client is, in `serving.knative.dev/creator` and the like.
@@ -92,6 +98,7 @@ impl Config {
             flush_interval: Duration::from_millis(50),
             version_block: 1_000_000,
             watch_history: 4096,
+            watch_history_bytes: 2 << 20,
             bookmark_interval: Duration::from_secs(60),
             system_user: "system:serviceaccount:knative-serving:controller".into(),
             admission: Arc::new(KnativeAdmission::new()),
@@ -170,7 +177,9 @@ impl ApiServer {
         let options =
             journal::Options { flush_interval: config.flush_interval, version_block: config.version_block };
         let (opened, recovered) = store_file::open(&folder.join("store.redb"), &options)?;
-        let store = Store::start(opened, recovered, &options, config.watch_history)?;
+        let history =
+            History { writes: config.watch_history, bytes: config.watch_history_bytes, least: LEAST_HISTORY };
+        let store = Store::start(opened, recovered, &options, history)?;
         let kinds = Kinds::new();
         let api = Arc::new(Api {
             store,

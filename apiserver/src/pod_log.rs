@@ -22,17 +22,17 @@ pub(crate) async fn open(
     query: &Query,
 ) -> Result<LogStream, ApiError> {
     let options = options(query, resource, pod.name())?;
-    let container = container(pod.value(), pod.name(), query.get("container"))?;
+    let value = pod.value();
+    let container = container(&value, pod.name(), query.get("container"))?;
     let logs = logs.get().ok_or_else(|| ApiError::unavailable("no pod logs are kept here"))?;
-    let namespace = crate::object::text(pod.value(), "namespace");
     let previous = options.previous;
-    logs.logs(namespace, pod.name(), &container, options).await.map_err(|error| match error {
+    logs.logs(pod.namespace(), pod.name(), &container, options).await.map_err(|error| match error {
         LogError::NotFound(_) if previous => ApiError::bad_request(format!(
             "previous terminated container {container:?} in pod {:?} not found",
             pod.name()
         )),
         LogError::NotFound(text) => {
-            let waiting = waiting(pod.value(), &container).map(|reason| {
+            let waiting = waiting(&value, &container).map(|reason| {
                 format!("container {container:?} in pod {:?} is waiting to start: {reason}", pod.name())
             });
             ApiError::bad_request(waiting.unwrap_or(text))

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::object;
+use crate::object::Object;
 use crate::resource::Resource;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +17,7 @@ enum Requirement {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FieldTerm {
-    path: Vec<String>,
+    path: String,
     value: String,
     equal: bool,
 }
@@ -51,13 +51,21 @@ impl Selector {
 
     /// Narrowed further to one name.
     pub(crate) fn and_name(mut self, name: &str) -> Self {
-        let path = vec!["metadata".to_owned(), "name".to_owned()];
+        let path = "metadata.name".to_owned();
         self.fields.push(FieldTerm { path, value: name.to_owned(), equal: true });
         self
     }
 
-    pub(crate) fn matches(&self, object: &Value) -> bool {
-        let labels = object::meta(object, "labels");
+    pub(crate) fn matches(&self, object: &Object) -> bool {
+        self.matches_labels(object) && self.matches_fields(object)
+    }
+
+    fn matches_labels(&self, object: &Object) -> bool {
+        if self.labels.is_empty() {
+            return true;
+        }
+        let metadata = object.metadata();
+        let labels = metadata.get("labels");
         let label = |key: &str| labels.and_then(|l| l.get(key)).and_then(Value::as_str);
         let number = |key: &str| label(key).and_then(|v| v.parse::<i64>().ok());
         self.labels.iter().all(|requirement| match requirement {
@@ -67,12 +75,23 @@ impl Selector {
             Requirement::NotExists(key) => label(key).is_none(),
             Requirement::Greater(key, bound) => number(key).is_some_and(|v| v > *bound),
             Requirement::Less(key, bound) => number(key).is_some_and(|v| v < *bound),
-        }) && self.fields.iter().all(|term| {
-            let found = term.path.iter().try_fold(object, |v, step| v.get(step));
-            let found = match found {
-                None | Some(Value::Null) => String::new(),
-                Some(Value::String(text)) => text.clone(),
-                Some(other) => other.to_string(),
+        })
+    }
+
+    fn matches_fields(&self, object: &Object) -> bool {
+        let mut value = None;
+        self.fields.iter().all(|term| {
+            let found = match term.path.as_str() {
+                "metadata.name" => object.name().to_owned(),
+                "metadata.namespace" => object.namespace().to_owned(),
+                path => {
+                    let value = value.get_or_insert_with(|| object.value());
+                    match path.split('.').try_fold(&*value, |v, step| v.get(step)) {
+                        None | Some(Value::Null) => String::new(),
+                        Some(Value::String(text)) => text.clone(),
+                        Some(other) => other.to_string(),
+                    }
+                }
             };
             (found == term.value) == term.equal
         })
@@ -156,11 +175,7 @@ fn parse_fields(resource: &Resource, text: &str) -> Result<Vec<FieldTerm>, Strin
         if !field_is_selectable(resource, path) {
             return Err(format!("field label not supported: {path}"));
         }
-        terms.push(FieldTerm {
-            path: path.split('.').map(str::to_owned).collect(),
-            value: value.to_owned(),
-            equal,
-        });
+        terms.push(FieldTerm { path: path.to_owned(), value: value.to_owned(), equal });
     }
     Ok(terms)
 }
@@ -196,7 +211,8 @@ mod tests {
     use crate::resource::{EVENTS, PODS, RESOURCES};
 
     fn labels(selector: &str, object: &Value) -> bool {
-        Selector::parse(&RESOURCES[PODS], Some(selector), None).unwrap().matches(object)
+        let object = Object::new(object.clone(), 1);
+        Selector::parse(&RESOURCES[PODS], Some(selector), None).unwrap().matches(&object)
     }
 
     #[test]
@@ -227,6 +243,7 @@ mod tests {
     fn field_selectors_are_limited_to_known_fields() {
         let event =
             json!({ "metadata": { "name": "e", "namespace": "n" }, "involvedObject": { "name": "x" } });
+        let event = Object::new(event, 1);
         let parse = |text| Selector::parse(&RESOURCES[EVENTS], None, Some(text));
         assert!(parse("involvedObject.name=x,metadata.namespace=n").unwrap().matches(&event));
         assert!(!parse("involvedObject.name!=x").unwrap().matches(&event));

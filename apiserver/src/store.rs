@@ -21,7 +21,6 @@ use crate::store_file::{OpenError, Opened, Recovered};
 /// One published write. Its version is that of `object`.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    pub key: Arc<Key>,
     pub object: Arc<Object>,
     /// What it replaced.
     pub previous: Option<Arc<Object>>,
@@ -31,6 +30,12 @@ pub(crate) struct Event {
 impl Event {
     pub(crate) fn version(&self) -> u64 {
         self.object.version()
+    }
+
+    /// Bytes of the objects that nobody but the history holds once this is published.
+    fn past(&self) -> usize {
+        let size = |object: &Object| object.json().len();
+        self.previous.as_deref().map_or(0, size) + if self.deleted { size(&self.object) } else { 0 }
     }
 }
 
@@ -42,7 +47,6 @@ enum Settlement {
 
 /// A write with a version that is not published yet.
 struct Pending {
-    key: Key,
     object: Arc<Object>,
     deleted: bool,
     settlement: Settlement,
@@ -57,9 +61,12 @@ struct Table {
 
 #[derive(Default)]
 struct TableState {
-    objects: BTreeMap<Key, Arc<Object>>,
+    /// By the keys of the objects.
+    objects: BTreeMap<Arc<Key>, Arc<Object>>,
     pending: VecDeque<Pending>,
     history: VecDeque<Event>,
+    /// Bytes of the objects that only history holds.
+    past: usize,
     /// History reaches back to just after this version.
     floor: u64,
 }
@@ -73,7 +80,18 @@ struct Versions {
 struct Shared {
     tables: Vec<Table>,
     versions: Versions,
-    history: usize,
+    history: History,
+}
+
+/// How much a table keeps of its past.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct History {
+    /// At most so many writes.
+    pub writes: usize,
+    /// At most so many bytes of objects that are not there any more, or not like that.
+    pub bytes: usize,
+    /// So many writes whatever their size.
+    pub least: usize,
 }
 
 /// See the module.
@@ -128,7 +146,7 @@ impl Store {
         opened: Opened,
         recovered: Recovered,
         options: &Options,
-        history: usize,
+        history: History,
     ) -> Result<Self, OpenError> {
         // A status may have been seen that a crash has lost: what may have one is at a version of its own from here
         // on, so that none that a client knows goes back. Versions above the last that was reserved are new.
@@ -140,11 +158,11 @@ impl Store {
                 published: watch::Sender::new(start),
             })
             .collect::<Vec<_>>();
-        for (resource, key, object) in recovered.objects {
+        for (resource, object) in recovered.objects {
             let served = &RESOURCES[resource];
             let complete = served.durability == Durability::Intent && !served.status;
-            let object = if complete { object } else { Object::new(object.value().clone(), start) };
-            tables[resource].state.lock().objects.insert(key, object);
+            let object = if complete { object } else { Object::new(object.value(), start) };
+            tables[resource].state.lock().objects.insert(object.key().clone(), object);
         }
         let shared = Arc::new(Shared {
             tables,
@@ -173,7 +191,7 @@ impl Store {
             None => state.objects.values().cloned().collect(),
             Some(namespace) => state
                 .objects
-                .range((namespace.to_owned(), String::new())..)
+                .range::<Key, _>((namespace.to_owned(), String::new())..)
                 .take_while(|(key, _)| key.0 == namespace)
                 .map(|(_, object)| object.clone())
                 .collect(),
@@ -195,11 +213,12 @@ impl Store {
         if version < state.floor {
             return Err(TooOld { oldest: state.floor });
         }
-        let mut objects: BTreeMap<&Key, &Arc<Object>> = state.objects.iter().collect();
+        let mut objects: BTreeMap<&Key, &Arc<Object>> =
+            state.objects.iter().map(|(k, o)| (&**k, o)).collect();
         for event in state.history.iter().rev().take_while(|event| event.version() > version) {
             match &event.previous {
-                Some(previous) => objects.insert(&event.key, previous),
-                None => objects.remove(&*event.key),
+                Some(previous) => objects.insert(previous.key(), previous),
+                None => objects.remove(&**event.object.key()),
             };
         }
         let of_namespace = |key: &Key| namespace.is_none_or(|namespace| key.0 == namespace);
@@ -221,7 +240,7 @@ impl Store {
     /// What a write of `key` would replace.
     pub(crate) fn find(&self, resource: usize, key: &Key) -> Found {
         let mut state = self.shared.tables[resource].state.lock();
-        if let Some(pending) = state.pending.iter_mut().find(|p| p.key == *key) {
+        if let Some(pending) = state.pending.iter_mut().find(|p| **p.object.key() == *key) {
             let (done, wait) = oneshot::channel();
             pending.waiters.push(done);
             return Found::Busy(wait);
@@ -237,7 +256,7 @@ impl Store {
     pub(crate) fn write(
         &self,
         resource: usize,
-        key: Key,
+        key: &Key,
         expected: Option<u64>,
         write: Write,
         durable: bool,
@@ -245,8 +264,8 @@ impl Store {
         let table = &self.shared.tables[resource];
         let durability = RESOURCES[resource].durability;
         let mut state = table.state.lock();
-        let current = state.objects.get(&key).map(|o| o.version());
-        if current != expected || state.pending.iter().any(|p| p.key == key) {
+        let current = state.objects.get(key).map(|o| o.version());
+        if current != expected || state.pending.iter().any(|p| **p.object.key() == *key) {
             return Ok(Written::Raced);
         }
         let version = self.next_version()?;
@@ -258,11 +277,10 @@ impl Store {
         let kept = (!deleted).then(|| object.clone());
         if durable && durability == Durability::Intent {
             let (done, wait) = oneshot::channel();
-            if !self.journal.submit(version, resource, &key, kept) {
+            if !self.journal.submit(version, resource, key, kept) {
                 return Err(StorageError::failed("the server is shutting down"));
             }
             state.pending.push_back(Pending {
-                key,
                 object: object.clone(),
                 deleted,
                 settlement: Settlement::Waiting,
@@ -271,16 +289,15 @@ impl Store {
             return Ok(Written::Later(object, wait));
         }
         if durability != Durability::Memory {
-            self.journal.mark(resource, &key, kept);
+            self.journal.mark(resource, key, kept);
         }
         if state.pending.is_empty() {
-            state.publish(key, object.clone(), deleted, self.shared.history);
+            state.publish(object.clone(), deleted, &self.shared.history);
             table.published.send_replace(version);
             return Ok(Written::Done(object));
         }
         let (done, wait) = oneshot::channel();
         state.pending.push_back(Pending {
-            key,
             object: object.clone(),
             deleted,
             settlement: Settlement::Stored,
@@ -377,7 +394,7 @@ impl Outcome for Shared {
                     }
                     Settlement::Stored => {
                         published = Some(front.object.version());
-                        state.publish(front.key, front.object, front.deleted, self.history);
+                        state.publish(front.object, front.deleted, &self.history);
                         Ok(())
                     }
                     Settlement::Failed(error) => Err(error),
@@ -406,17 +423,20 @@ impl Outcome for Shared {
 }
 
 impl TableState {
-    fn publish(&mut self, key: Key, object: Arc<Object>, deleted: bool, keep: usize) {
-        let previous = if deleted {
-            self.objects.remove(&key)
-        } else {
-            self.objects.insert(key.clone(), object.clone())
-        };
-        self.history.push_back(Event { key: Arc::new(key), object, previous, deleted });
-        while self.history.len() > keep {
-            if let Some(dropped) = self.history.pop_front() {
-                self.floor = dropped.version();
-            }
+    fn publish(&mut self, object: Arc<Object>, deleted: bool, keep: &History) {
+        // An insertion would keep the key of what was there.
+        let previous = self.objects.remove(&**object.key());
+        if !deleted {
+            self.objects.insert(object.key().clone(), object.clone());
+        }
+        let event = Event { object, previous, deleted };
+        self.past += event.past();
+        self.history.push_back(event);
+        while self.history.len() > keep.writes || (self.past > keep.bytes && self.history.len() > keep.least)
+        {
+            let Some(dropped) = self.history.pop_front() else { return };
+            self.floor = dropped.version();
+            self.past -= dropped.past();
         }
     }
 }

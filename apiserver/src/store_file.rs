@@ -79,7 +79,7 @@ pub enum OpenError {
 
 /// What the journal held when it was opened.
 pub(crate) struct Recovered {
-    pub objects: Vec<(usize, Key, Arc<Object>)>,
+    pub objects: Vec<(usize, Arc<Object>)>,
     /// No version up to this one may be handed out again.
     pub used: u64,
     /// Versions up to this one may be handed out now.
@@ -110,7 +110,7 @@ fn contradiction(path: &Path, panic: &dyn Any) -> OpenError {
 
 /// What a sound store holds.
 struct Found {
-    objects: Vec<(usize, Key, Arc<Object>)>,
+    objects: Vec<(usize, Arc<Object>)>,
     used: u64,
 }
 
@@ -238,16 +238,19 @@ fn inspect(path: &Path) -> Result<Found, OpenError> {
             return Err(wrong("does not match its checksum"));
         }
         let json = record.slice(DIGEST..);
-        let value = serde_json::from_slice(&json).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
-        let Some((resource, key)) = parse_key(&key) else {
+        let object = Object::stored(json).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
+        let Some((resource, name)) = parse_key(&key) else {
             tracing::warn!(record = %key, "the store holds a resource this version does not serve; it is kept");
             continue;
         };
-        let object = Object::stored(value, json).ok_or_else(|| wrong("has no resourceVersion"))?;
+        let object = object.ok_or_else(|| wrong("has no resourceVersion"))?;
+        if **object.key() != name {
+            return Err(wrong("holds an object of another name"));
+        }
         if object.version() > used {
             return Err(damaged("an object is newer than the last reserved resourceVersion".into()));
         }
-        objects.push((resource, key, object));
+        objects.push((resource, object));
     }
 
     Ok(Found { objects, used })

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::jsonpath::JsonPath;
-use crate::object;
+use crate::object::{self, Object};
 use crate::resource::Resource;
 
 #[derive(Debug, Clone)]
@@ -307,9 +307,9 @@ pub(crate) enum Include {
 }
 
 /// A `Table` with one row for each object.
-pub(crate) fn render<'a>(
+pub(crate) fn render(
     columns: &[Column],
-    objects: impl Iterator<Item = &'a Value>,
+    objects: impl Iterator<Item = Value>,
     include: Include,
     list_metadata: &Value,
     now: jiff::Timestamp,
@@ -324,12 +324,12 @@ pub(crate) fn render<'a>(
         })
         .collect();
     let rows: Vec<Value> = objects
-        .map(|value| {
-            let cells: Vec<Value> = columns.iter().map(|c| cell(c, value, now)).collect();
+        .map(|mut value| {
+            let cells: Vec<Value> = columns.iter().map(|c| cell(c, &value, now)).collect();
             let object = match include {
                 Include::None => Value::Null,
-                Include::Metadata => partial(value),
-                Include::Object => value.clone(),
+                Include::Metadata => partial(value["metadata"].take()),
+                Include::Object => value,
             };
             json!({ "cells": cells, "object": object })
         })
@@ -343,18 +343,16 @@ pub(crate) fn render<'a>(
     })
 }
 
-/// The object's metadata alone.
-pub(crate) fn partial(value: &Value) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": value.get("metadata").cloned().unwrap_or_default(),
-    })
+/// An object of metadata alone.
+pub(crate) fn partial(metadata: Value) -> Value {
+    let mut object = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1" });
+    object["metadata"] = metadata;
+    object
 }
 
-/// As [`partial`], serialised.
-pub(crate) fn partial_json(value: &Value) -> Bytes {
-    Bytes::from(partial(value).to_string())
+/// The object's metadata alone, serialised.
+pub(crate) fn partial_json(object: &Object) -> Bytes {
+    Bytes::from(partial(object.metadata()).to_string())
 }
 
 /// How long ago `time` (RFC 3339) was, as kubectl writes it.
@@ -417,7 +415,7 @@ mod tests {
         let empty = json!({ "metadata": { "name": "y" } });
         let table = render(
             &columns,
-            [&object, &empty].into_iter(),
+            [object, empty].into_iter(),
             Include::None,
             &json!({}),
             jiff::Timestamp::UNIX_EPOCH,

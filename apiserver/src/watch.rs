@@ -77,20 +77,13 @@ impl Watch {
         stream::once(async move { line }).boxed()
     }
 
-    fn selects(&self, object: &Object) -> bool {
-        self.namespace
-            .as_deref()
-            .is_none_or(|namespace| crate::object::text(object.value(), "namespace") == namespace)
-            && (self.selector.is_empty() || self.selector.matches(object.value()))
-    }
-
     fn line(&self, out: &mut BytesMut, kind: &str, object: &Object) {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.extend_from_slice(b"\",\"object\":");
         match self.format {
             Format::Json => out.extend_from_slice(object.json()),
-            Format::Partial => out.extend_from_slice(&table::partial_json(object.value())),
+            Format::Partial => out.extend_from_slice(&table::partial_json(object)),
             Format::Table => {
                 let metadata = json!({ "resourceVersion": object.version().to_string() });
                 let columns = self.api.kinds.columns(self.resource);
@@ -117,7 +110,7 @@ impl Watch {
             }
             Format::Table => {
                 let columns = self.api.kinds.columns(self.resource);
-                let none = std::iter::empty::<&Value>();
+                let none = std::iter::empty::<Value>();
                 table::render(columns, none, self.include, &metadata, jiff::Timestamp::now())
             }
         };
@@ -125,23 +118,23 @@ impl Watch {
     }
 
     fn event(&self, out: &mut BytesMut, event: &Event) {
-        if self.namespace.as_deref().is_some_and(|namespace| event.key.0 != namespace) {
+        if self.namespace.as_deref().is_some_and(|namespace| event.object.namespace() != namespace) {
             return;
         }
-        let before = event.previous.as_deref().is_some_and(|o| self.selects(o));
+        let before = event.previous.as_deref().is_some_and(|o| self.selector.matches(o));
         if event.deleted {
             if before {
                 self.line(out, "DELETED", &event.object);
             }
             return;
         }
-        match (before, self.selects(&event.object)) {
+        match (before, self.selector.matches(&event.object)) {
             (false, true) => self.line(out, "ADDED", &event.object),
             (true, true) => self.line(out, "MODIFIED", &event.object),
             (true, false) => {
                 // What left the selection is told with its last matching state, at the version it left.
                 if let Some(previous) = &event.previous {
-                    let last = Object::new(previous.value().clone(), event.version());
+                    let last = Object::new(previous.value(), event.version());
                     self.line(out, "DELETED", &last);
                 }
             }

@@ -168,8 +168,9 @@ where
     }
 }
 
-impl<K: Resource> State<K> {
-    fn put(&mut self, object: K) {
+impl<K: Resource + Clone> State<K> {
+    /// Keeps an object, but not its `managedFields`, which nobody here reads.
+    fn put(&mut self, mut object: K) {
         let key = Key::of(&object);
         if object.meta().uid.as_ref().is_some_and(|uid| self.gone.contains(uid)) {
             return;
@@ -178,7 +179,9 @@ impl<K: Resource> State<K> {
         if self.objects.get(&key).is_some_and(|known| version(&**known) >= version(&object)) {
             return;
         }
-        let object = Arc::new(object);
+        object.meta_mut().managed_fields = None;
+        // A clone is without the spare room that reading leaves in strings and lists.
+        let object = Arc::new(object.clone());
         self.objects.insert(key.clone(), Arc::clone(&object));
         self.tell(&key, &object);
     }

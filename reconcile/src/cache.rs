@@ -1,7 +1,8 @@
 //! A local copy of one kind of object, kept by a watch.
 //!
 //! Reads are local and never block on the API. After its own write a reconciler puts the answer into the cache with
-//! [`Cache::put_written`], so that it never acts on an object older than what it wrote itself.
+//! [`Cache::put_written`], so that it never acts on an object older than what it wrote itself. Caches of one process share
+//! the objects they hold, which are without `managedFields`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Debug, Display};
@@ -17,6 +18,8 @@ use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::shared::shared;
 
 /// Namespace (empty for cluster-scoped kinds) and name: what a work queue carries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -151,7 +154,7 @@ where
         shutdown: CancellationToken,
     ) {
         let mut events = std::pin::pin!(events.into_stream());
-        let mut listing: Vec<K> = Vec::new();
+        let mut listing: Vec<Arc<K>> = Vec::new();
         loop {
             let event = tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -159,12 +162,12 @@ where
             };
             match event {
                 Some(Ok(Event::Init)) => listing.clear(),
-                Some(Ok(Event::InitApply(object))) => listing.push(object),
+                Some(Ok(Event::InitApply(object))) => listing.push(shared(object)),
                 Some(Ok(Event::InitDone)) => {
                     self.replace(std::mem::take(&mut listing));
                     self.0.synced.send_replace(true);
                 }
-                Some(Ok(Event::Apply(object))) => self.apply(object),
+                Some(Ok(Event::Apply(object))) => self.apply(shared(object)),
                 Some(Ok(Event::Delete(object))) => self.delete(&object),
                 Some(Err(error)) => {
                     tracing::debug!(kind = std::any::type_name::<K>(), %error, "watch failed, trying again");
@@ -174,10 +177,10 @@ where
         }
     }
 
-    fn replace(&self, listing: Vec<K>) {
+    fn replace(&self, listing: Vec<Arc<K>>) {
         let mut gone: HashMap<String, BTreeMap<String, Arc<K>>> = self.0.state.read().objects.clone();
         for object in listing {
-            let key = Key::of(&object);
+            let key = Key::of(&*object);
             if let Some(names) = gone.get_mut(&key.namespace) {
                 names.remove(&key.name);
             }
@@ -188,9 +191,8 @@ where
         }
     }
 
-    fn apply(&self, object: K) {
-        let (key, version) = (Key::of(&object), version_of(&object));
-        let new = Arc::new(object);
+    fn apply(&self, new: Arc<K>) {
+        let (key, version) = (Key::of(&*new), version_of(&*new));
         let old = {
             let mut state = self.0.state.write();
             state.delivered = state.delivered.max(version);
@@ -243,7 +245,7 @@ where
         }
         let names = state.objects.entry(key.namespace).or_default();
         if names.get(&key.name).is_none_or(|known| version_of(&**known) < version) {
-            names.insert(key.name, Arc::new(object));
+            names.insert(key.name, shared(object));
         }
     }
 
@@ -320,7 +322,11 @@ mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
 
-    fn object(name: &str, version: u64) -> ConfigMap {
+    fn object(name: &str, version: u64) -> Arc<ConfigMap> {
+        Arc::new(config_map(name, version))
+    }
+
+    fn config_map(name: &str, version: u64) -> ConfigMap {
         let mut object = ConfigMap::default();
         object.metadata.namespace = Some("ns".into());
         object.metadata.name = Some(name.into());
@@ -336,7 +342,7 @@ mod tests {
     fn own_write_is_seen_before_its_event_and_not_undone_by_an_older_one() {
         let cache: Cache<ConfigMap> = Cache::new();
         cache.apply(object("a", 5));
-        cache.put_written(object("a", 9));
+        cache.put_written(config_map("a", 9));
         assert_eq!(version(&cache, "a"), Some(9));
         cache.apply(object("a", 7));
         assert_eq!(version(&cache, "a"), Some(9));
@@ -346,8 +352,8 @@ mod tests {
     fn a_late_answer_does_not_bring_back_a_deleted_object() {
         let cache: Cache<ConfigMap> = Cache::new();
         cache.apply(object("a", 5));
-        cache.delete(&object("a", 9));
-        cache.put_written(object("a", 8));
+        cache.delete(&config_map("a", 9));
+        cache.put_written(config_map("a", 8));
         assert_eq!(version(&cache, "a"), None);
     }
 
@@ -359,8 +365,8 @@ mod tests {
         cache.on_change(move |change| *count.lock() += usize::from(matches!(change, Change::Deleted(_))));
         cache.apply(object("a", 5));
         // Deleted by someone at 8, made anew by us at 9: the watch is behind.
-        cache.put_written(object("a", 9));
-        cache.delete(&object("a", 8));
+        cache.put_written(config_map("a", 9));
+        cache.delete(&config_map("a", 8));
         assert_eq!((version(&cache, "a"), *gone.lock()), (Some(9), 1));
     }
 

@@ -12,6 +12,7 @@ pub mod election;
 pub mod event;
 pub mod lease;
 pub mod queue;
+mod shared;
 
 /// The namespace that Knative's own objects live in.
 pub const SYSTEM_NAMESPACE: &str = "knative-serving";

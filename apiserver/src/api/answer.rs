@@ -24,7 +24,7 @@ impl Api {
     ) -> Response<Body> {
         let body = match format {
             Format::Json => object.json().clone(),
-            Format::Partial => table::partial_json(object.value()),
+            Format::Partial => table::partial_json(object),
             Format::Table => {
                 let metadata = json!({ "resourceVersion": object.version().to_string() });
                 let rows = std::iter::once(object.value());
@@ -34,10 +34,10 @@ impl Api {
         json_answer(status, body)
     }
 
-    fn table<'a>(
+    fn table(
         &self,
         resource: usize,
-        objects: impl Iterator<Item = &'a Value>,
+        objects: impl Iterator<Item = Value>,
         include: Include,
         metadata: &Value,
     ) -> Value {
@@ -73,7 +73,7 @@ impl Api {
                 out.freeze()
             }
             Format::Partial => {
-                let items: Vec<Value> = objects.iter().map(|o| table::partial(o.value())).collect();
+                let items: Vec<Value> = objects.iter().map(|o| table::partial(o.metadata())).collect();
                 let list = json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
                                    "metadata": metadata, "items": items });
                 Bytes::from(list.to_string())

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::parameters::{selector, version_parameter};
 use super::{Answer, Api, Caller};
 use crate::body::Body;
-use crate::object::{self, Object};
+use crate::object::{Key, Object};
 use crate::request::{Format, Query, Target};
 use crate::status::ApiError;
 use crate::table::Include;
@@ -42,14 +42,11 @@ impl Api {
             }
         }
         let version = snapshot.version;
-        let key = |o: &Object| {
-            (object::text(o.value(), "namespace").to_owned(), object::text(o.value(), "name").to_owned())
-        };
         let mut objects: Vec<Arc<Object>> = snapshot
             .objects
             .into_iter()
-            .filter(|o| page.as_ref().is_none_or(|p| key(o) > p.after))
-            .filter(|o| selector.is_empty() || selector.matches(o.value()))
+            .filter(|o| page.as_ref().is_none_or(|p| **o.key() > p.after))
+            .filter(|o| selector.matches(o))
             .collect();
         let mut metadata = json!({ "resourceVersion": version.to_string() });
         let limit = query.number::<usize>("limit")?.filter(|limit| *limit > 0);
@@ -57,7 +54,7 @@ impl Api {
             let left = objects.len() - limit;
             objects.truncate(limit);
             if let Some(last) = objects.last() {
-                metadata["continue"] = Page { version, after: key(last) }.token().into();
+                metadata["continue"] = Page { version, after: Key::clone(last.key()) }.token().into();
             }
             if selector.is_empty() {
                 metadata["remainingItemCount"] = left.into();
@@ -91,7 +88,7 @@ impl Api {
                 let snapshot = self.store.list(target.resource, target.namespace.as_deref());
                 let mut objects = snapshot.objects;
                 let wanted = query.get("sendInitialEvents").is_none() || initial_events;
-                objects.retain(|o| wanted && (selector.is_empty() || selector.matches(o.value())));
+                objects.retain(|o| wanted && selector.matches(o));
                 (snapshot.version, objects)
             }
         };
@@ -121,7 +118,7 @@ impl Api {
 /// Where the next page of a list begins.
 struct Page {
     version: u64,
-    after: object::Key,
+    after: Key,
 }
 
 impl Page {

@@ -100,7 +100,7 @@ impl Config {
         Ok(Self { value, precondition })
     }
 
-    /// The object and its account after this is applied to what is stored.
+    /// The object and its account after this is applied to what is stored, `old` as a tree.
     ///
     /// # Errors
     /// 409 when a precondition does not hold, or fields of others would change and `force` is not given.
@@ -108,11 +108,12 @@ impl Config {
         &self,
         api: &Api,
         call: &Call<'_>,
-        old: &Object,
+        stored: &Object,
+        old: &Value,
     ) -> Result<(Value, Option<Value>), ApiError> {
         let name = call.target.name.as_deref().unwrap_or_default();
-        check_version(call.target.resource(), name, old, &self.precondition, true)?;
-        let (mut new, managed) = self.merged(api, call, old.value(), ownership::stored(old.value()))?;
+        check_version(call.target.resource(), name, stored, &self.precondition, true)?;
+        let (mut new, managed) = self.merged(api, call, old, ownership::stored(old))?;
         // It is put back when the rest of the object is known.
         ownership::take(&mut new);
         Ok((new, ownership::encoded(managed)))

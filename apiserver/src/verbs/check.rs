@@ -11,6 +11,10 @@ use crate::resource::{Durability, NAMESPACES, RESOURCES, Resource};
 use crate::status::{ApiError, Cause};
 use crate::{metadata, strategy, structure, typed};
 
+/// How deep an object may be nested. What is stored has to be read again, by a parser that goes 127 levels deep, with
+/// its account of who owns what, which is a few levels deeper than what it is about.
+const DEEPEST: usize = 100;
+
 /// Brings a body into the shape of its kind: unknown fields out, defaults in.
 pub(super) fn shape(
     api: &Api,
@@ -23,6 +27,9 @@ pub(super) fn shape(
     if !value.is_object() {
         return Err(misfit(resource, "json: cannot unmarshal into an object"));
     }
+    if is_deeper(value, DEEPEST) {
+        return Err(misfit(resource, &format!("json: exceeded max depth of {DEEPEST}")));
+    }
     if let Some(fault) = metadata::type_fault(value) {
         return Err(misfit(resource, &fault));
     }
@@ -34,6 +41,15 @@ pub(super) fn shape(
         structure::default(schema, value);
     }
     Ok(())
+}
+
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Object(map), Some(levels)) => map.values().any(|value| is_deeper(value, levels)),
+        (Value::Array(list), Some(levels)) => list.iter().any(|value| is_deeper(value, levels)),
+        (Value::Object(_) | Value::Array(_), None) => true,
+        _ => false,
+    }
 }
 
 fn misfit(resource: &Resource, error: &str) -> ApiError {
@@ -125,7 +141,7 @@ pub(super) fn check_namespace(api: &Api, target: &Target, name: &str) -> Result<
     let Some(found) = api.store.get(NAMESPACES, &(String::new(), namespace.clone())) else {
         return Err(ApiError::not_found(&RESOURCES[NAMESPACES], namespace));
     };
-    if object::is_terminating(found.value()) {
+    if object::is_terminating(&found.value()) {
         let detail =
             format!("unable to create new content in namespace {namespace} because it is being terminated");
         let cause = json!({ "reason": "NamespaceTerminating", "field": "metadata.namespace",

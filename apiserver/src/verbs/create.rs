@@ -120,7 +120,7 @@ async fn insert(api: &Api, call: &Call<'_>, key: Key, value: Value) -> Result<Op
             Found::Absent if call.dry_run => return Ok(Some(Object::new(value, 0))),
             Found::Absent => {
                 let write = Write::Put(value.clone());
-                match api.store.write(index, key.clone(), None, write, true).map_err(|e| storage(&e))? {
+                match api.store.write(index, &key, None, write, true).map_err(|e| storage(&e))? {
                     Written::Raced => {}
                     written => return settle(written).await.map(Some),
                 }
@@ -140,9 +140,8 @@ fn drop_old_events(api: &Api) {
     }
     events.sort_by_key(|e| e.version());
     for event in &events[..EVENTS_DROPPED] {
-        let value = event.value();
-        let key = (object::text(value, "namespace").to_owned(), object::text(value, "name").to_owned());
+        let last = Write::Remove(event.value());
         // An event that changed meanwhile is not old.
-        let _ = api.store.write(EVENTS, key, Some(event.version()), Write::Remove(value.clone()), false);
+        let _ = api.store.write(EVENTS, event.key(), Some(event.version()), last, false);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{ATTEMPTS, Call, key, settle, storage};
 use crate::api::Api;
 use crate::decode;
-use crate::object::{self, Key, Object};
+use crate::object::{Key, Object};
 use crate::request::Query;
 use crate::resource::{NAMESPACES, RESOURCES};
 use crate::selector::Selector;
@@ -74,7 +74,7 @@ async fn remove(api: &Api, index: usize, key: &Key, options: &DeleteOptions) -> 
                 continue;
             }
         };
-        let (write, gone) = match strategy::delete(resource, old.value(), options, jiff::Timestamp::now())? {
+        let (write, gone) = match strategy::delete(resource, &old.value(), options, jiff::Timestamp::now())? {
             Deletion::Nothing => return Ok(Deleted::Marked(old)),
             Deletion::Remove(_) if options.dry_run => return Ok(Deleted::Gone(old)),
             Deletion::Mark(value) if options.dry_run => {
@@ -83,7 +83,7 @@ async fn remove(api: &Api, index: usize, key: &Key, options: &DeleteOptions) -> 
             Deletion::Remove(value) => (Write::Remove(value), true),
             Deletion::Mark(value) => (Write::Put(value), false),
         };
-        let written = api.store.write(index, key.clone(), Some(old.version()), write, true);
+        let written = api.store.write(index, key, Some(old.version()), write, true);
         match written.map_err(|e| storage(&e))? {
             Written::Raced => {}
             written => {
@@ -108,21 +108,14 @@ pub(crate) async fn delete_collection(
         return Err(ApiError::method_not_allowed());
     }
     let objects = api.store.list(target.resource, target.namespace.as_deref()).objects;
-    let selected: Vec<_> = objects
-        .into_iter()
-        .filter(|o| selector.is_empty() || selector.matches(o.value()))
-        .take(limit.unwrap_or(usize::MAX))
-        .collect();
+    let selected: Vec<_> =
+        objects.into_iter().filter(|o| selector.matches(o)).take(limit.unwrap_or(usize::MAX)).collect();
     // Together, so that the deletions share commits.
-    let removals = selected.iter().map(|object| {
-        let value = object.value();
-        let key = (object::text(value, "namespace").to_owned(), object::text(value, "name").to_owned());
-        async move {
-            match remove(api, target.resource, &key, options).await {
-                Ok(Deleted::Gone(object) | Deleted::Marked(object)) => Ok(Some(object)),
-                Err(error) if error.code() == http::StatusCode::NOT_FOUND => Ok(None),
-                Err(error) => Err(error),
-            }
+    let removals = selected.iter().map(|object| async move {
+        match remove(api, target.resource, object.key(), options).await {
+            Ok(Deleted::Gone(object) | Deleted::Marked(object)) => Ok(Some(object)),
+            Err(error) if error.code() == http::StatusCode::NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
         }
     });
     let results: Vec<_> = futures::future::try_join_all(removals).await?;

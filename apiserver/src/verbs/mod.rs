@@ -52,7 +52,7 @@ pub(crate) fn seed_namespace(api: &Api, name: &str) {
     let mut value = json!({ "metadata": { "name": name } });
     strategy::prepare_create(&RESOURCES[NAMESPACES], &mut value, &birth);
     // Nobody waits for it, so it is logged behind; an existing one stays as it is.
-    let _ = api.store.write(NAMESPACES, (String::new(), name.to_owned()), None, Write::Put(value), false);
+    let _ = api.store.write(NAMESPACES, &(String::new(), name.to_owned()), None, Write::Put(value), false);
 }
 
 fn storage(error: &StorageError) -> ApiError {

@@ -58,10 +58,10 @@ pub(crate) async fn modify(
                 continue;
             }
         };
-        let mut fresh = Vec::new();
-        let mut new = next_state(api, call, &source, &old, &mut fresh)?;
-        ownership::keep_times(&mut new, old.value());
-        let unchanged = new == *old.value();
+        let (before, mut fresh) = (old.value(), Vec::new());
+        let mut new = next_state(api, call, &source, (&old, &before), &mut fresh)?;
+        ownership::keep_times(&mut new, &before);
+        let unchanged = new == before;
         if unchanged || call.dry_run {
             warnings.append(&mut fresh);
             return changed(if unchanged { old } else { Object::new(new, old.version()) });
@@ -69,7 +69,7 @@ pub(crate) async fn modify(
         let write = if strategy::is_released(&new) { Write::Remove(new) } else { Write::Put(new) };
         // Status is what controllers saw; scale is what the autoscaler wants. Neither is declared intent.
         let durable = !matches!(target.subresource.as_deref(), Some("status" | "scale"));
-        let written = api.store.write(target.resource, key.clone(), Some(old.version()), write, durable);
+        let written = api.store.write(target.resource, &key, Some(old.version()), write, durable);
         match written.map_err(|e| storage(&e))? {
             Written::Raced => {}
             written => {
@@ -115,7 +115,7 @@ fn next_state(
     api: &Api,
     call: &Call<'_>,
     source: &Source,
-    old: &Arc<Object>,
+    (stored, old): (&Object, &Value),
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let (target, resource) = (call.target, call.target.resource());
@@ -125,17 +125,17 @@ fn next_state(
     let (mut new, duplicates, applied) = match source {
         Source::Body { value, duplicates } => (value.clone(), duplicates, None),
         Source::Patch(patch) if scale => {
-            (patch.apply(resource, &strategy::scale_of(old.value()))?, &no_duplicates, None)
+            (patch.apply(resource, &strategy::scale_of(old))?, &no_duplicates, None)
         }
-        Source::Patch(patch) => (patch.apply(resource, old.value())?, &no_duplicates, None),
+        Source::Patch(patch) => (patch.apply(resource, old)?, &no_duplicates, None),
         Source::Apply(config) => {
-            let (new, account) = config.over(api, call, old)?;
+            let (new, account) = config.over(api, call, stored, old)?;
             (new, &no_duplicates, Some(account))
         }
     };
     let account = |sent: Option<&Value>, new: &Value| match &applied {
         Some(account) => account.clone(),
-        None => ownership::after_update(api, call, Some(old.value()), sent, new),
+        None => ownership::after_update(api, call, Some(old), sent, new),
     };
     if scale {
         if applied.is_some() {
@@ -145,8 +145,8 @@ fn next_state(
             return Err(ApiError::bad_request("Scale in version \"v1\" cannot be handled as a Scale"));
         }
         check_name(target, &new)?;
-        check_version(resource, name, old, &new, true)?;
-        let mut value = strategy::prepare_scale(resource, old.value(), &new)?;
+        check_version(resource, name, stored, &new, true)?;
+        let mut value = strategy::prepare_scale(resource, old, &new)?;
         let account = account(None, &value);
         ownership::put(&mut value, account);
         return Ok(value);
@@ -167,26 +167,26 @@ fn next_state(
     };
     decode::report(call.validation, &context, duplicates, &unknown, warnings)?;
     let unconditional = resource.unconditional_update || !matches!(source, Source::Body { .. });
-    check_version(resource, name, old, &new, unconditional)?;
+    check_version(resource, name, stored, &new, unconditional)?;
 
     match target.subresource.as_deref() {
         Some("status") => {
-            let mut value = strategy::prepare_status_update(old.value(), &new);
+            let mut value = strategy::prepare_status_update(old, &new);
             let account = account(None, &value);
             ownership::put(&mut value, account);
-            if value != *old.value() {
-                check_valid(api, target.resource, &value, Some(old.value()))?;
+            if value != *old {
+                check_valid(api, target.resource, &value, Some(old))?;
             }
             Ok(value)
         }
         Some("finalize") => {
-            let mut value = strategy::prepare_finalize(old.value(), &new);
+            let mut value = strategy::prepare_finalize(old, &new);
             let account = account(None, &value);
             ownership::put(&mut value, account);
             Ok(value)
         }
         _ => {
-            let review = review(call, resource, Operation::Update, Some(old.value()));
+            let review = review(call, resource, Operation::Update, Some(old));
             api.configure_admission();
             if let Some(namespace) = &target.namespace {
                 object::metadata_mut(&mut new).insert("namespace".into(), namespace.as_str().into());
@@ -194,9 +194,9 @@ fn next_state(
             // What admission fills in belongs to nobody.
             let account = account(sent.as_ref(), &new);
             api.admission.default(&review, &mut new)?;
-            strategy::prepare_update(resource, old.value(), &mut new);
+            strategy::prepare_update(resource, old, &mut new);
             ownership::put(&mut new, account);
-            check_valid(api, target.resource, &new, Some(old.value()))?;
+            check_valid(api, target.resource, &new, Some(old))?;
             warnings.extend(api.admission.validate(&review, &new)?);
             Ok(new)
         }

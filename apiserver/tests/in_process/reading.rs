@@ -103,6 +103,25 @@ async fn versions_that_history_does_not_reach_are_gone() {
     assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
 }
 
+/// The past is bounded by what it takes too, but for the last few events.
+#[tokio::test]
+async fn the_past_of_large_objects_is_short() {
+    let h = harness_with(|c| c.watch_history_bytes = 10_000);
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    let large = "x".repeat(1000);
+    let mut map = api.create(&PostParams::default(), &config_map("m", &[("k", &large)])).await.unwrap();
+    let mut versions = Vec::new();
+    for round in 0..50 {
+        map.data.get_or_insert_default().insert("round".into(), round.to_string());
+        map = api.replace("m", &PostParams::default(), &map).await.unwrap();
+        versions.push(map.metadata.resource_version.clone().unwrap());
+    }
+    let mut stream = api.watch(&WatchParams::default(), &versions[10]).await.unwrap().boxed();
+    assert!(matches!(next(&mut stream).await, WatchEvent::Error(status) if status.code == 410));
+    let mut stream = api.watch(&WatchParams::default(), &versions[49 - 32]).await.unwrap().boxed();
+    assert!(matches!(next(&mut stream).await, WatchEvent::Modified(_)));
+}
+
 #[tokio::test]
 async fn initial_events_end_with_a_bookmark_and_bookmarks_follow() {
     let h = harness_with(|c| c.bookmark_interval = Duration::from_millis(20));

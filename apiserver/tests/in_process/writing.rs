@@ -48,6 +48,22 @@ async fn names_are_generated_and_checked() {
     assert!(status.message.contains("a lowercase RFC 1123 subdomain must consist of"), "{}", status.message);
 }
 
+/// What is stored has to be read again, and parsers have limits.
+#[tokio::test]
+async fn objects_are_not_nested_deeper_than_can_be_read() {
+    let h = harness();
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    api.create(&PostParams::default(), &config_map("a", &[("k", "1")])).await.unwrap();
+    let nested = (0..90).fold(json!({}), |inner, _| json!({ "x": inner }));
+    let path = format!("/deep{}", "/x".repeat(90));
+    let operations = json!([{ "op": "add", "path": "/deep", "value": nested },
+                            { "op": "add", "path": format!("{path}/x"), "value": nested }]);
+    let patched = api.patch("a", &PatchParams::default(), &Patch::Json::<()>(object(operations))).await;
+    let Err(Error::Api(status)) = patched else { panic!("accepted") };
+    assert_eq!(status.code, 400);
+    assert!(status.message.contains("exceeded max depth of 100"), "{}", status.message);
+}
+
 #[tokio::test]
 async fn patches_of_every_type_apply() {
     let h = harness();
