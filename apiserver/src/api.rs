@@ -181,6 +181,7 @@ impl Api {
             force: query.get("force").map(|_| query.flag("force")),
         };
         let include = include(&query)?;
+        only_read_across_namespaces(&parts.method, &target)?;
         let one = |status, object: &Arc<Object>| Ok(self.one(status, &target, object, format, include));
         match (&parts.method, target.name.is_some(), target.subresource.as_deref()) {
             (&Method::GET, _, None) if query.flag("watch") => {
@@ -268,6 +269,19 @@ impl Api {
         }
         self.admission.configure(&maps);
         *seen = Some(published);
+    }
+}
+
+/// Of a namespaced kind the objects of all namespaces can be read together, and nothing else: a client that has lost
+/// its namespace is not to empty the machine. Built-in kinds have the path without the method, custom ones not even that.
+fn only_read_across_namespaces(method: &Method, target: &Target) -> Result<(), ApiError> {
+    let resource = target.resource();
+    if !resource.namespaced || target.namespace.is_some() || matches!(*method, Method::GET | Method::HEAD) {
+        Ok(())
+    } else if resource.custom {
+        Err(ApiError::no_such_path())
+    } else {
+        Err(ApiError::method_not_allowed())
     }
 }
 

@@ -15,6 +15,9 @@ use crate::status::ApiError;
 use crate::store::{Found, Write, Written};
 use crate::strategy::{self, DeleteOptions, Deletion};
 
+/// What a machine cannot be without: those of a cluster, and the one with Knative's configuration.
+const LASTING_NAMESPACES: [&str; 4] = ["default", "kube-public", "kube-system", "knative-serving"];
+
 /// What became of a deleted object.
 pub(crate) enum Deleted {
     Gone(Arc<Object>),
@@ -65,6 +68,9 @@ pub(crate) async fn delete(api: &Api, call: &Call<'_>, options: &DeleteOptions) 
 
 async fn remove(api: &Api, index: usize, key: &Key, options: &DeleteOptions) -> Result<Deleted, ApiError> {
     let resource = &RESOURCES[index];
+    if index == NAMESPACES && LASTING_NAMESPACES.contains(&key.1.as_str()) {
+        return Err(ApiError::forbidden(resource, &key.1, "this namespace may not be deleted", None));
+    }
     for _ in 0..ATTEMPTS {
         let old = match api.store.find(index, key) {
             Found::Object(old) => old,
