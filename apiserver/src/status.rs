@@ -34,6 +34,21 @@ impl Cause {
         Self { reason: "FieldValueRequired", field: field.into(), message }
     }
 
+    pub(crate) fn forbidden(field: &str, detail: &str) -> Self {
+        let message = format!("Forbidden: {detail}");
+        Self { reason: "FieldValueForbidden", field: field.into(), message }
+    }
+
+    pub(crate) fn duplicate(field: impl Into<String>, value: &Value) -> Self {
+        let message = format!("Duplicate value: {value}");
+        Self { reason: "FieldValueDuplicate", field: field.into(), message }
+    }
+
+    pub(crate) fn too_long(field: &str, limit: usize) -> Self {
+        let message = format!("Too long: may not be more than {limit} bytes");
+        Self { reason: "FieldValueTooLong", field: field.into(), message }
+    }
+
     pub(crate) fn unsupported(field: impl Into<String>, value: &Value, allowed: &[Value]) -> Self {
         let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
         Self {

@@ -84,6 +84,10 @@ fn normalise(resource: &Resource, value: &mut Value) {
 /// Faults of a create or update that need more than the schema.
 pub(crate) fn validate(resource: &Resource, value: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = crate::metadata::validate(resource, value);
+    // What was stored stays as good as it was, so that it can be labelled and deleted.
+    if old.is_none_or(|old| declares_otherwise(old, value)) {
+        causes.extend(crate::contents::validate(resource, value, old));
+    }
     if let Some(old) = old
         && object::is_terminating(old)
     {
@@ -92,15 +96,11 @@ pub(crate) fn validate(resource: &Resource, value: &Value, old: Option<&Value>) 
         let added: Vec<String> =
             list(value).iter().filter(|f| !before.contains(f)).map(Value::to_string).collect();
         if !added.is_empty() {
-            causes.push(Cause {
-                reason: "FieldValueForbidden",
-                field: "metadata.finalizers".into(),
-                message: format!(
-                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers \
-                     []string{{{}}}",
-                    added.join(", ")
-                ),
-            });
+            let text = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added.join(", ")
+            );
+            causes.push(Cause::forbidden("metadata.finalizers", &text));
         }
     }
     causes
