@@ -66,7 +66,7 @@ pub(crate) fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
 }
 
 /// What is wrong with a label key, annotation key or finalizer.
-fn qualified_faults(key: &str) -> Vec<String> {
+pub(crate) fn qualified_faults(key: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let name = match key.split_once('/') {
         None => key,
@@ -90,6 +90,17 @@ fn qualified_faults(key: &str) -> Vec<String> {
         faults.push(QUALIFIED.to_owned());
     }
     faults
+}
+
+/// What is wrong with the value of a label.
+pub(crate) fn label_value_fault(text: &str) -> Option<String> {
+    if text.len() > 63 {
+        Some(too_long(63))
+    } else if !text.is_empty() && !is_qualified_part(text) {
+        Some(LABEL_VALUE.to_owned())
+    } else {
+        None
+    }
 }
 
 /// Every fault of an object's metadata.
@@ -116,12 +127,8 @@ pub(crate) fn validate(resource: &Resource, value: &Value) -> Vec<Cause> {
         for fault in qualified_faults(key) {
             causes.push(Cause::invalid("metadata.labels", &key.as_str().into(), fault));
         }
-        let text = label.as_str().unwrap_or_default();
-        if text.len() > 63 {
-            causes.push(Cause::invalid("metadata.labels", label, too_long(63)));
-        } else if !text.is_empty() && !is_qualified_part(text) {
-            causes.push(Cause::invalid("metadata.labels", label, LABEL_VALUE));
-        }
+        let fault = label_value_fault(label.as_str().unwrap_or_default());
+        causes.extend(fault.map(|fault| Cause::invalid("metadata.labels", label, fault)));
     }
     let mut size = 0;
     for (key, annotation) in entries("annotations").into_iter().flatten() {

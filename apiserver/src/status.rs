@@ -188,6 +188,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message, Some(details))
     }
 
+    /// The caller, who is `user`, asks to be somebody else.
+    pub(crate) fn impersonation(what: &str, name: &str, user: &str) -> Self {
+        let message = format!(
+            "{what} {name:?} is forbidden: Ember does not support impersonation: whoever has the token of this server is \
+             {user:?} and may do everything"
+        );
+        let details = json!({ "name": name, "kind": what });
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message, Some(details))
+    }
+
     pub(crate) fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message, Some(json!({})))

@@ -25,7 +25,7 @@ pub(crate) fn prepare_create(resource: &Resource, value: &mut Value, birth: &Bir
     value["apiVersion"] = resource.api_version().into();
     value["kind"] = resource.kind.into();
     let metadata = metadata_mut(value);
-    metadata.retain(|_, v| !v.is_null());
+    metadata.retain(|_, v| !says_nothing(v));
     for field in
         ["managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
     {
@@ -128,6 +128,16 @@ pub(crate) fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) 
     }
 }
 
+/// Whether a field of the metadata is left out of what is stored.
+fn says_nothing(field: &Value) -> bool {
+    match field {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
 /// What a client may not change comes from the stored object.
 fn keep_identity(old: &Value, new: &mut Value) {
     let kept = [
@@ -142,7 +152,7 @@ fn keep_identity(old: &Value, new: &mut Value) {
         "resourceVersion",
     ];
     let metadata = metadata_mut(new);
-    metadata.retain(|_, v| !v.is_null());
+    metadata.retain(|_, v| !says_nothing(v));
     metadata.remove("managedFields");
     metadata.remove("selfLink");
     for field in kept {
