@@ -85,8 +85,13 @@ impl Graph {
         self.objects.iter().filter(|(_, o)| o.resource == resource).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// Takes note of an object as it is now.
-    pub fn put(&mut self, uid: &str, object: Object) {
+    /// Takes note of an object as it is now; what follows from that, for its former owners too.
+    pub fn put(&mut self, uid: &str, object: Object) -> Vec<Action> {
+        let of = |object: &Object| -> BTreeSet<(Uid, bool)> {
+            object.owners.iter().map(|owner| (owner.uid.clone(), owner.blocks)).collect()
+        };
+        let now = of(&object);
+        let before = self.objects.get(uid).map(of).unwrap_or_default();
         self.unlink(uid);
         for owner in &object.owners {
             self.dependents.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
@@ -95,6 +100,17 @@ impl Graph {
             self.namespaces.entry(object.namespace.clone()).or_default().insert(uid.to_owned());
         }
         self.objects.insert(uid.to_owned(), object);
+        // An owner that is being deleted may have waited for this very reference to change.
+        let owners: BTreeSet<&Uid> = before.symmetric_difference(&now).map(|(owner, _)| owner).collect();
+        let mut actions = self.review(uid);
+        for owner in owners {
+            if self.objects.get(owner).is_some_and(|owner| owner.is_deleting) {
+                actions.extend(
+                    self.review(owner).into_iter().filter(|a| !actions.contains(a)).collect::<Vec<_>>(),
+                );
+            }
+        }
+        actions
     }
 
     /// Takes note that an object is gone; what follows from that.
@@ -269,8 +285,21 @@ mod tests {
         let mut graph = graph(&[("a", &[]), ("c", &["a"])]);
         graph.put("a", deleting(object(&[]), ORPHAN));
         assert_eq!(graph.review("a"), [Action::Disown(uid("c"), uid("a"))]);
-        graph.put("c", object(&[]));
-        assert_eq!(graph.review("a"), [Action::Unblock(uid("a"), ORPHAN)]);
+        // The change of the last dependent frees its former owner.
+        assert_eq!(graph.put("c", object(&[])), [Action::Unblock(uid("a"), ORPHAN)]);
+        assert_eq!(graph.put("c", object(&[])), []);
+        // One that comes late is let go too.
+        assert_eq!(graph.put("d", object(&["a"])), [Action::Disown(uid("d"), uid("a"))]);
+    }
+
+    #[test]
+    fn a_dependent_that_no_longer_blocks_frees_its_owner() {
+        let mut graph = graph(&[("a", &[]), ("c", &["a"])]);
+        graph.put("c", deleting(object(&["a"]), "x.io/hold"));
+        assert_eq!(graph.put("a", deleting(object(&[]), FOREGROUND)), []);
+        let mut freed = deleting(object(&["a"]), "x.io/hold");
+        freed.owners[0].blocks = false;
+        assert_eq!(graph.put("c", freed), [Action::Unblock(uid("a"), FOREGROUND)]);
     }
 
     #[test]
