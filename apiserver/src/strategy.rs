@@ -223,11 +223,17 @@ pub(crate) fn scale_of(value: &Value) -> Value {
 /// The stored Deployment with the replicas of `scale`.
 ///
 /// # Errors
-/// 422 for replicas that are not a natural number.
+/// 400 for replicas that are not a number, 422 for less than none.
 pub(crate) fn prepare_scale(resource: &Resource, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas =
         scale.pointer("/spec/replicas").filter(|v| !v.is_null()).cloned().unwrap_or_else(|| 0.into());
-    if !replicas.as_i64().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)) {
+    let Some(count) = replicas.as_i64().and_then(|count| i32::try_from(count).ok()) else {
+        return Err(ApiError::bad_request(format!(
+            "Scale in version \"v1\" cannot be handled as a Scale: json: spec.replicas: {replicas} is not a number of type \
+             int32"
+        )));
+    };
+    if count < 0 {
         let cause = Cause::invalid("spec.replicas", &replicas, "must be greater than or equal to 0");
         return Err(ApiError::invalid(resource, object::text(old, "name"), &[cause]));
     }

@@ -122,6 +122,12 @@ async fn deployments_scale() {
         .await
         .unwrap();
     assert_eq!(scaled.spec.unwrap().replicas, Some(3));
+    for (replicas, wanted) in
+        [(json!("x"), 400), (json!(1.5), 400), (json!(3_000_000_000_i64), 400), (json!(-1), 422)]
+    {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        assert_eq!(code(api.patch_scale("d", &PatchParams::default(), &patch).await), wanted, "{replicas}");
+    }
     let read = api.get_scale("d").await.unwrap();
     assert_eq!(read.status.unwrap().selector.as_deref(), Some("app=d"));
     let after = api.get("d").await.unwrap();
@@ -262,4 +268,23 @@ async fn contents_of_builtin_kinds_are_checked() {
     deployments.create(&PostParams::default(), &deployment).await.unwrap();
     let selector = json!({ "spec": { "selector": { "matchLabels": { "b": "c" } } } });
     assert_eq!(code(deployments.patch("d", &params, &Patch::Merge(&selector)).await), 422);
+}
+
+#[tokio::test]
+async fn type_errors_say_where() {
+    let h = harness();
+    let services: Api<DynamicObject> =
+        Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));
+    let mut service = ksvc("x");
+    service.data["spec"]["template"]["spec"]["containers"][0]["image"] = 5.into();
+    let text = message(services.create(&PostParams::default(), &service).await);
+    let wanted = "json: spec.template.spec.containers[0].image: invalid type: integer `5`, expected a string";
+    assert!(text.ends_with(wanted), "{text}");
+
+    let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+        .header("content-type", "application/json")
+        .body(br#"{"metadata":{"name":"m"},"data":{"a":1}}"#.to_vec())
+        .unwrap();
+    let text = message(h.client.request::<ConfigMap>(request).await);
+    assert!(text.ends_with("data.a: invalid type: integer `1`, expected a string"), "{text}");
 }
