@@ -223,7 +223,11 @@ impl Collector {
     /// The namespace and the name of what an action is about.
     fn subject<'a>(&'a self, action: &'a Action) -> (&'a str, &'a str) {
         match action {
-            Action::Collect(uid) | Action::Delete(uid) | Action::Disown(uid, _) | Action::Unblock(uid, _) => {
+            Action::Collect(uid)
+            | Action::Delete(uid)
+            | Action::Disown(uid, _)
+            | Action::Forget(uid)
+            | Action::Unblock(uid, _) => {
                 self.graph.get(uid).map_or(("", uid), |object| (&object.namespace, &object.name))
             }
             Action::Empty(name) | Action::ReportNamespace(name) | Action::FinishNamespace(name) => ("", name),
@@ -249,6 +253,22 @@ impl Collector {
                 let Some(object) = self.graph.get(uid) else { return Ok(()) };
                 self.edit(object, |meta| {
                     meta.owner_references.get_or_insert_default().retain(|o| o.uid != *owner);
+                })
+                .await
+            }
+            Action::Forget(uid) => {
+                let Some(object) = self.graph.get(uid) else { return Ok(()) };
+                let mut gone = BTreeSet::new();
+                for owner in &object.owners {
+                    if self.graph.get(&owner.uid).is_none() && !self.exists(&object.namespace, owner).await? {
+                        gone.insert(&owner.uid);
+                    }
+                }
+                if gone.is_empty() {
+                    return Ok(());
+                }
+                self.edit(object, |meta| {
+                    meta.owner_references.get_or_insert_default().retain(|o| !gone.contains(&o.uid));
                 })
                 .await
             }

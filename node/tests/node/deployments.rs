@@ -239,5 +239,22 @@ pub(crate) async fn dependents_stay_where_their_owner_lets_them_go() {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/a": "b"}}}));
         api.patch("hello", &PatchParams::default(), &patch).await.unwrap();
     }
+
+    // A reference to an owner that is gone does not outlive it, while another one keeps the object.
+    let maps = cluster.api::<ConfigMap>();
+    let map = |name: &str, owners: &[&ConfigMap]| -> ConfigMap {
+        let reference = |owner: &&ConfigMap| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": owner.metadata.name, "uid": owner.metadata.uid});
+        let owners: Vec<Value> = owners.iter().map(reference).collect();
+        serde_json::from_value(json!({"metadata": {"name": name, "ownerReferences": owners}})).unwrap()
+    };
+    let one = maps.create(&PostParams::default(), &map("one", &[])).await.unwrap();
+    let other = maps.create(&PostParams::default(), &map("other", &[])).await.unwrap();
+    maps.create(&PostParams::default(), &map("both", &[&one, &other])).await.unwrap();
+    maps.delete("one", &DeleteParams::default()).await.unwrap();
+    eventually("one owner is left", async || {
+        let owners = maps.get("both").await.unwrap().metadata.owner_references?;
+        (owners.len() == 1 && owners[0].name == "other").then_some(())
+    })
+    .await;
     cluster.stop().await;
 }
