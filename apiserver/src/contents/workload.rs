@@ -82,7 +82,11 @@ pub(super) fn deployment(value: &Value, old: Option<&Value>) -> Vec<Cause> {
     match selector {
         None => causes.push(Cause::required("spec.selector", "")),
         Some(selector) if selects_all => {
-            causes.push(Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment"))
+            causes.push(Cause::invalid(
+                "spec.selector",
+                selector,
+                "empty selector is invalid for deployment",
+            ));
         }
         Some(_) => {}
     }
