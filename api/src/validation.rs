@@ -12,6 +12,7 @@ mod template;
 mod traffic;
 mod volume;
 
+use k8s_openapi::api::core::v1::PodSpec;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -104,7 +105,20 @@ fn decode<T: DeserializeOwned>(object: &Value) -> Result<T, DecodeError> {
         }
         _ => Ok(()),
     })?;
-    T::deserialize(object).map_err(|error| DecodeError(format!("json: {error}")))
+    serde_path_to_error::deserialize(&object).map_err(|error| {
+        let path = error.path().to_string();
+        let text = within_pod(&object, &path).unwrap_or_else(|| error.to_string());
+        DecodeError(format!("json: {text}"))
+    })
+}
+
+/// The error of a pod's field with its whole path: the pod is flattened into the spec at `path`, and the error of the
+/// whole object names that alone.
+fn within_pod(object: &Value, path: &str) -> Option<String> {
+    let spec = object.pointer(&format!("/{}", path.replace('.', "/")))?;
+    let error = serde_path_to_error::deserialize::<_, PodSpec>(spec).err()?;
+    error.path().iter().next()?;
+    Some(format!("{path}.{error}"))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use answer::{json_answer, warning_text};
-use parameters::{dry_run, field_manager, field_validation, include, selector};
+use parameters::{dry_run, field_manager, field_validation, include, selector, version_parameter};
 
 use crate::admission::Admission;
 use crate::body::Body;
@@ -33,12 +33,14 @@ use crate::{discovery, pod_log, strategy, unstored, verbs};
 
 /// Largest request body, as on a cluster.
 const BODY_LIMIT: usize = 3 << 20;
+/// So much more of a body that is too large is received and dropped, for the connection's sake.
+const BODY_IGNORED: usize = 16 << 20;
 /// A client on a socket has this long to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where Knative's configuration lives.
 const SYSTEM_NAMESPACE: &str = "knative-serving";
 
-pub(crate) use answer::failure;
+pub(crate) use answer::{failure, last};
 
 /// The server without its sockets.
 pub(crate) struct Api {
@@ -74,11 +76,14 @@ impl Api {
     {
         let (parts, body) = request.into_parts();
         let mut warnings = Vec::new();
-        let answer = match read(&parts, body, caller).await {
-            Ok(body) => self.route(&parts, &body, caller, &mut warnings).await,
-            Err(error) => Err(error),
+        let mut response = match read(&parts, body, caller).await {
+            Ok(body) => {
+                let answer = self.route(&parts, &body, caller, &mut warnings).await;
+                answer.unwrap_or_else(|error| failure(&error))
+            }
+            Err(Unread { error, whole: true }) => failure(&error),
+            Err(Unread { error, whole: false }) => last(failure(&error), parts.version),
         };
-        let mut response = answer.unwrap_or_else(|error| failure(&error));
         for warning in &warnings {
             if let Ok(value) = HeaderValue::from_str(&warning_text(warning)) {
                 response.headers_mut().append(header::WARNING, value);
@@ -181,6 +186,7 @@ impl Api {
             force: query.get("force").map(|_| query.flag("force")),
         };
         let include = include(&query)?;
+        only_read_across_namespaces(&parts.method, &target)?;
         let one = |status, object: &Arc<Object>| Ok(self.one(status, &target, object, format, include));
         match (&parts.method, target.name.is_some(), target.subresource.as_deref()) {
             (&Method::GET, _, None) if query.flag("watch") => {
@@ -200,6 +206,10 @@ impl Api {
             }
             (&Method::GET, true, None | Some("status")) => {
                 served(target.resource(), target.subresource.as_deref())?;
+                let current = self.store.last_version();
+                if let Some(asked) = version_parameter(&query)?.filter(|asked| *asked > current) {
+                    return Err(ApiError::version_from_the_future(asked, current));
+                }
                 one(StatusCode::OK, &verbs::get(self, &target)?)
             }
             (&Method::DELETE, true, None) => {
@@ -272,6 +282,19 @@ impl Api {
     }
 }
 
+/// Of a namespaced kind the objects of all namespaces can be read together, and nothing else: a client that has lost
+/// its namespace is not to empty the machine. Built-in kinds have the path without the method, custom ones not even that.
+fn only_read_across_namespaces(method: &Method, target: &Target) -> Result<(), ApiError> {
+    let resource = target.resource();
+    if !resource.namespaced || target.namespace.is_some() || matches!(*method, Method::GET | Method::HEAD) {
+        Ok(())
+    } else if resource.custom {
+        Err(ApiError::no_such_path())
+    } else {
+        Err(ApiError::method_not_allowed())
+    }
+}
+
 /// The subresources a resource has.
 fn served(resource: &Resource, subresource: Option<&str>) -> Result<(), ApiError> {
     let ok = match subresource {
@@ -293,7 +316,13 @@ fn only_get(parts: &Parts) -> Result<(), ApiError> {
     }
 }
 
-async fn read<B>(parts: &Parts, body: B, caller: &Caller) -> Result<Bytes, ApiError>
+/// Why a body was not taken, and whether it was received to its end all the same.
+struct Unread {
+    error: ApiError,
+    whole: bool,
+}
+
+async fn read<B>(parts: &Parts, body: B, caller: &Caller) -> Result<Bytes, Unread>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -301,17 +330,39 @@ where
     if parts.method == Method::GET {
         return Ok(Bytes::new());
     }
-    let whole = Box::pin(Limited::new(body, BODY_LIMIT).collect());
-    let collected = if caller.local {
-        whole.await
-    } else {
-        tokio::time::timeout(BODY_TIMEOUT, whole)
-            .await
-            .map_err(|_| ApiError::bad_request("the request's body did not arrive in time"))?
-    };
-    match collected {
+    let taken = Box::pin(take(body));
+    if caller.local {
+        return taken.await;
+    }
+    tokio::time::timeout(BODY_TIMEOUT, taken).await.unwrap_or_else(|_| {
+        let error = ApiError::bad_request("the request's body did not arrive in time");
+        Err(Unread { error, whole: false })
+    })
+}
+
+async fn take<B>(body: B) -> Result<Bytes, Unread>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut body = std::pin::pin!(body);
+    match Limited::new(body.as_mut(), BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large(BODY_LIMIT)),
-        Err(e) => Err(ApiError::bad_request(format!("the request's body could not be read: {e}"))),
+        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => {
+            // Who is still sending may not look for the answer before it is done.
+            let rest = async {
+                let mut left = BODY_IGNORED;
+                while let Some(Ok(frame)) = body.as_mut().frame().await {
+                    left = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))?;
+                }
+                body.is_end_stream().then_some(())
+            };
+            let whole = rest.await.is_some();
+            Err(Unread { error: ApiError::too_large(BODY_LIMIT), whole })
+        }
+        Err(e) => {
+            let error = ApiError::bad_request(format!("the request's body could not be read: {e}"));
+            Err(Unread { error, whole: false })
+        }
     }
 }

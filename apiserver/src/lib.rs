@@ -8,6 +8,7 @@
 mod admission;
 mod api;
 mod body;
+mod contents;
 mod credentials;
 mod decode;
 mod discovery;

@@ -21,6 +21,8 @@ const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-',
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
     '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
     used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+/// Finalizers of Kubernetes' own, which need no domain.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 /// All annotations of an object together, in bytes.
 const ANNOTATIONS_LIMIT: usize = 256 * 1024;
 
@@ -45,7 +47,7 @@ fn too_long(limit: usize) -> String {
 }
 
 /// What is wrong with a name under `rule`.
-fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
+pub(crate) fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let (limit, ok, text) = match rule {
         NameRule::Subdomain => (253, is_subdomain(name), SUBDOMAIN),
@@ -64,7 +66,7 @@ fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
 }
 
 /// What is wrong with a label key, annotation key or finalizer.
-fn qualified_faults(key: &str) -> Vec<String> {
+pub(crate) fn qualified_faults(key: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let name = match key.split_once('/') {
         None => key,
@@ -88,6 +90,17 @@ fn qualified_faults(key: &str) -> Vec<String> {
         faults.push(QUALIFIED.to_owned());
     }
     faults
+}
+
+/// What is wrong with the value of a label.
+pub(crate) fn label_value_fault(text: &str) -> Option<String> {
+    if text.len() > 63 {
+        Some(too_long(63))
+    } else if !text.is_empty() && !is_qualified_part(text) {
+        Some(LABEL_VALUE.to_owned())
+    } else {
+        None
+    }
 }
 
 /// Every fault of an object's metadata.
@@ -114,12 +127,8 @@ pub(crate) fn validate(resource: &Resource, value: &Value) -> Vec<Cause> {
         for fault in qualified_faults(key) {
             causes.push(Cause::invalid("metadata.labels", &key.as_str().into(), fault));
         }
-        let text = label.as_str().unwrap_or_default();
-        if text.len() > 63 {
-            causes.push(Cause::invalid("metadata.labels", label, too_long(63)));
-        } else if !text.is_empty() && !is_qualified_part(text) {
-            causes.push(Cause::invalid("metadata.labels", label, LABEL_VALUE));
-        }
+        let fault = label_value_fault(label.as_str().unwrap_or_default());
+        causes.extend(fault.map(|fault| Cause::invalid("metadata.labels", label, fault)));
     }
     let mut size = 0;
     for (key, annotation) in entries("annotations").into_iter().flatten() {
@@ -129,11 +138,7 @@ pub(crate) fn validate(resource: &Resource, value: &Value) -> Vec<Cause> {
         size += key.len() + annotation.as_str().map_or(0, str::len);
     }
     if size > ANNOTATIONS_LIMIT {
-        causes.push(Cause {
-            reason: "FieldValueTooLong",
-            field: "metadata.annotations".into(),
-            message: format!("Too long: may not be more than {ANNOTATIONS_LIMIT} bytes"),
-        });
+        causes.push(Cause::too_long("metadata.annotations", ANNOTATIONS_LIMIT));
     }
     let list = |field: &str| object::meta(value, field).and_then(Value::as_array);
     for (index, owner) in list("ownerReferences").into_iter().flatten().enumerate() {
@@ -147,12 +152,34 @@ pub(crate) fn validate(resource: &Resource, value: &Value) -> Vec<Cause> {
             }
         }
     }
-    for finalizer in list("finalizers").into_iter().flatten() {
-        for fault in qualified_faults(finalizer.as_str().unwrap_or_default()) {
+    causes.extend(list("ownerReferences").and_then(|owners| two_controllers(owners)));
+    for (index, finalizer) in list("finalizers").into_iter().flatten().enumerate() {
+        let name = finalizer.as_str().unwrap_or_default();
+        for fault in qualified_faults(name) {
             causes.push(Cause::invalid("metadata.finalizers", finalizer, fault));
+        }
+        // Of custom kinds a cluster only warns about these.
+        if !resource.custom && !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+            let text = "name is neither a standard finalizer name nor is it fully qualified";
+            causes.push(Cause::invalid(format!("metadata.finalizers[{index}]"), finalizer, text));
         }
     }
     causes
+}
+
+/// At most one owner controls an object.
+fn two_controllers(owners: &[Value]) -> Option<Cause> {
+    let text =
+        |owner: &Value, field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut names = owners
+        .iter()
+        .filter(|owner| owner.get("controller") == Some(&Value::Bool(true)))
+        .map(|owner| format!("{}/{}", text(owner, "kind"), text(owner, "name")));
+    let (first, second) = (names.next()?, names.next()?);
+    let detail = format!(
+        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
+    );
+    Some(Cause::invalid("metadata.ownerReferences", &Value::Array(owners.to_vec()), detail))
 }
 
 /// Faults of metadata that is not of the right types, which would otherwise be misread.
@@ -219,6 +246,25 @@ mod tests {
         assert!(
             !faults(CONFIG_MAPS, &json!({ "name": "a", "ownerReferences": [{ "name": "x" }] })).is_empty()
         );
+        let owner = |name: &str| json!({ "apiVersion": "v1", "kind": "K", "name": name, "uid": name, "controller": true });
+        let two = faults(CONFIG_MAPS, &json!({ "name": "a", "ownerReferences": [owner("x"), owner("y")] }));
+        assert_eq!(two[0].field, "metadata.ownerReferences");
+        assert!(
+            two[0].message.ends_with("Found \"true\" in references for K/x and K/y"),
+            "{}",
+            two[0].message
+        );
+        let finalizers = |resource: usize, name: &str| -> Vec<String> {
+            faults(resource, &json!({ "name": "a", "finalizers": [name] }))
+                .iter()
+                .map(|c| c.field.clone())
+                .collect()
+        };
+        let none: Vec<String> = Vec::new();
+        assert_eq!(finalizers(CONFIG_MAPS, "nodomain"), ["metadata.finalizers[0]"]);
+        assert_eq!(finalizers(CONFIG_MAPS, "orphan"), none);
+        let custom = crate::resource::find("serving.knative.dev", "v1", "services").unwrap();
+        assert_eq!(finalizers(custom, "nodomain"), none);
         assert!(type_fault(&json!({ "metadata": { "labels": { "a": 1 } } })).is_some());
     }
 }

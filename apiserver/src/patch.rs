@@ -9,6 +9,11 @@ use crate::status::ApiError;
 /// Media type of server-side apply, which is no patch of this module.
 const APPLY: &str = "application/apply-patch+yaml";
 
+/// Most operations of a JSON patch.
+const OPERATIONS_LIMIT: usize = 10_000;
+/// Before the name of a list: the order its elements are to have.
+const ORDER: &str = "$setElementOrder/";
+
 /// Whether a PATCH is a server-side apply.
 pub(crate) fn is_apply(content_type: &str) -> bool {
     media_type(content_type) == APPLY
@@ -36,8 +41,19 @@ impl Patch {
             ApiError::bad_request(format!("error decoding patch: json parse error: {e}"))
         };
         match media_type(content_type) {
-            "application/json-patch+json" => serde_json::from_slice(body).map(Self::Json).map_err(bad),
-            "application/merge-patch+json" => serde_json::from_slice(body).map(Self::Merge).map_err(bad),
+            "application/json-patch+json" => {
+                let operations: json_patch::Patch = serde_json::from_slice(body).map_err(bad)?;
+                match operations.len() {
+                    count if count > OPERATIONS_LIMIT => {
+                        Err(ApiError::too_many_operations(OPERATIONS_LIMIT, count))
+                    }
+                    _ => Ok(Self::Json(operations)),
+                }
+            }
+            "application/merge-patch+json" => {
+                let patch: Map<String, Value> = serde_json::from_slice(body).map_err(bad)?;
+                Ok(Self::Merge(Value::Object(patch)))
+            }
             "application/strategic-merge-patch+json" if !resource.custom => {
                 serde_json::from_slice(body).map(Self::Strategic).map_err(bad)
             }
@@ -106,6 +122,13 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>, ty: Type<'_>) -
     if let Some(keep) = patch.get("$retainKeys").and_then(Value::as_array) {
         map.retain(|key, _| keep.iter().any(|k| k.as_str() == Some(key)));
     }
+    // Where the elements of a list stood decides where those stay that the patch does not know.
+    let stood = |list: &str| map.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
+    let orders: Vec<_> = patch
+        .iter()
+        .filter_map(|(key, order)| Some((key.strip_prefix(ORDER)?, order.as_array()?)))
+        .map(|(list, order)| (list, order, stood(list)))
+        .collect();
     for (key, value) in patch {
         if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
             if let (Some(Value::Array(entries)), Some(gone)) = (map.get_mut(list), value.as_array()) {
@@ -122,7 +145,33 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>, ty: Type<'_>) -
             strategic(map.entry(key.clone()).or_insert(Value::Null), value, ty.field(key))?;
         }
     }
+    for (list, order, before) in orders {
+        if let Some(Value::Array(elements)) = map.get_mut(list) {
+            *elements = ordered(std::mem::take(elements), order, &before, ty.field(list).merge_key());
+        }
+    }
     Ok(())
+}
+
+/// The elements of a list in the order a patch asks for. Those it does not name stay where they stood `before`, as far
+/// as that goes.
+fn ordered(elements: Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) -> Vec<Value> {
+    let id = |element: &Value| key.and_then(|key| element.get(key)).unwrap_or(element).clone();
+    let place = |list: &[Value], element: &Value| list.iter().position(|other| id(other) == id(element));
+    let (mut named, others): (Vec<Value>, Vec<Value>) =
+        elements.into_iter().partition(|element| place(order, element).is_some());
+    named.sort_by_key(|element| place(order, element));
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    let mut all = Vec::new();
+    while let (Some(one), Some(other)) = (named.peek(), others.peek()) {
+        let other_first = match (place(before, one), place(before, other)) {
+            (Some(one), Some(other)) => other < one,
+            _ => false,
+        };
+        all.extend(if other_first { others.next() } else { named.next() });
+    }
+    all.extend(named.chain(others));
+    all
 }
 
 fn clone_pair((key, value): (&String, &Value)) -> (String, Value) {
@@ -132,8 +181,12 @@ fn clone_pair((key, value): (&String, &Value)) -> (String, Value) {
 fn strategic_list(target: &mut Value, patch: &[Value], ty: Type<'_>) -> Result<(), ApiError> {
     let existing = target.as_array_mut().map(std::mem::take).unwrap_or_default();
     if ty.unites() {
-        let mut merged = existing;
-        merged.extend(patch.iter().filter(|p| !merged.contains(p)).cloned().collect::<Vec<_>>());
+        let mut merged: Vec<Value> = Vec::new();
+        for entry in existing.iter().chain(patch) {
+            if !merged.contains(entry) {
+                merged.push(entry.clone());
+            }
+        }
         *target = Value::Array(merged);
         return Ok(());
     }
@@ -240,5 +293,45 @@ mod tests {
             ),
             json!({ "imagePullSecrets": [{ "name": "b" }], "secrets": [{ "name": "a" }, { "name": "b" }] })
         );
+    }
+
+    fn patched(plural: &str, base: &Value, patch: Value) -> Value {
+        let resource = &RESOURCES[find("", "v1", plural).unwrap()];
+        Patch::Strategic(patch).apply(resource, base).unwrap()
+    }
+
+    #[test]
+    fn lists_have_the_order_that_is_asked_for() {
+        let names = |value: &Value| -> Vec<String> {
+            let list = value["spec"]["containers"].as_array().unwrap();
+            list.iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+        };
+        for (before, order, fresh, wanted) in [
+            (&["c", "side"][..], &["side", "c"][..], None, &["side", "c"][..]),
+            (&["a", "b", "c"], &["c", "a"], None, &["b", "c", "a"]),
+            (&["a", "b", "c"], &["a", "n", "c"], Some("n"), &["a", "n", "b", "c"]),
+        ] {
+            let list = |names: &[&str]| names.iter().map(|n| json!({ "name": n })).collect::<Vec<_>>();
+            let mut patch = json!({ "spec": { "$setElementOrder/containers": list(order) } });
+            if let Some(fresh) = fresh {
+                patch["spec"]["containers"] = json!([{ "name": fresh }]);
+            }
+            let base = json!({ "spec": { "containers": list(before) } });
+            assert_eq!(names(&patched("pods", &base, patch)), wanted, "{before:?} {order:?}");
+        }
+        let finalizers = json!({ "metadata": { "finalizers": ["a/b", "a/b", "c/d"] } });
+        let merged = patched("configmaps", &json!({}), finalizers);
+        assert_eq!(merged["metadata"]["finalizers"], json!(["a/b", "c/d"]));
+    }
+
+    #[test]
+    fn patches_have_the_form_of_their_type() {
+        let resource = &RESOURCES[find("", "v1", "configmaps").unwrap()];
+        let parse = |kind: &str, body: &str| Patch::parse(resource, kind, body.as_bytes());
+        let operation = r#"{"op":"test","path":"/a","value":1}"#;
+        let many = |count: usize| format!("[{}]", vec![operation; count].join(","));
+        assert!(parse("application/json-patch+json", &many(10_000)).is_ok());
+        assert_eq!(parse("application/json-patch+json", &many(10_001)).unwrap_err().code(), 413);
+        assert_eq!(parse("application/merge-patch+json", "[]").unwrap_err().code(), 400);
     }
 }

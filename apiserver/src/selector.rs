@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::metadata::{label_value_fault, qualified_faults};
 use crate::object::Object;
 use crate::resource::Resource;
 
@@ -113,27 +114,49 @@ fn split_terms(text: &str) -> Vec<&str> {
         }
     }
     terms.push(&text[start..]);
-    terms.into_iter().map(str::trim).filter(|t| !t.is_empty()).collect()
+    terms.into_iter().map(str::trim).collect()
 }
 
 fn parse_labels(text: &str) -> Result<Vec<Requirement>, String> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
     split_terms(text).into_iter().map(parse_label).collect()
 }
 
 fn parse_label(term: &str) -> Result<Requirement, String> {
     let fail = |why: &str| format!("unable to parse requirement: {why}: {term:?}");
-    let key = |text: &str| -> Result<String, String> {
+    if term.is_empty() {
+        return Err(fail("found '', expected: identifier after ','"));
+    }
+    // One word, none of whose characters means something here.
+    let word = |text: &str| -> Result<String, String> {
         let text = text.trim();
-        let ok = !text.is_empty()
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
-        if ok { Ok(text.to_owned()) } else { Err(fail("invalid label key")) }
+        match text.chars().find(|c| c.is_whitespace() || "=!(),<>".contains(*c)) {
+            Some(c) => Err(fail(&format!("found '{c}', expected: identifier"))),
+            None => Ok(text.to_owned()),
+        }
+    };
+    let key = |text: &str| -> Result<String, String> {
+        let text = word(text)?;
+        match qualified_faults(&text).first() {
+            Some(fault) => Err(fail(&format!("key: Invalid value: {text:?}: {fault}"))),
+            None => Ok(text),
+        }
+    };
+    let value = |text: &str| -> Result<String, String> {
+        let text = word(text)?;
+        match label_value_fault(&text) {
+            Some(fault) => Err(fail(&format!("values[0]: Invalid value: {text:?}: {fault}"))),
+            None => Ok(text),
+        }
     };
     if let Some(rest) = term.strip_prefix('!') {
         return Ok(Requirement::NotExists(key(rest)?));
     }
     if let Some((name, values)) = term.split_once('(') {
         let values = values.strip_suffix(')').ok_or_else(|| fail("missing ')'"))?;
-        let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
+        let values = values.split(',').map(value).collect::<Result<Vec<String>, String>>()?;
         let mut words = name.split_whitespace();
         return match (words.next(), words.next(), words.next()) {
             (Some(name), Some("in"), None) => Ok(Requirement::In(key(name)?, values)),
@@ -142,8 +165,8 @@ fn parse_label(term: &str) -> Result<Requirement, String> {
         };
     }
     for (operator, negated) in [("!=", true), ("==", false), ("=", false)] {
-        if let Some((name, value)) = term.split_once(operator) {
-            let (name, values) = (key(name)?, vec![value.trim().to_owned()]);
+        if let Some((name, text)) = term.split_once(operator) {
+            let (name, values) = (key(name)?, vec![value(text)?]);
             return Ok(if negated {
                 Requirement::NotIn(name, values)
             } else {
@@ -236,7 +259,13 @@ mod tests {
         for selector in ["app=b", "app!=a", "!app", "missing", "app notin (a)", "missing in (a)", "n>5"] {
             assert!(!labels(selector, &pod), "{selector}");
         }
-        assert!(Selector::parse(&RESOURCES[PODS], Some("a b"), None).is_err());
+        for selector in [
+            "a b", "a===b", "a=b=c", "a=b c", "a=b,", "a=b,,c", "=a", "a in (b", "a=-b", "a/b/c", "a=b)",
+            "!a=b",
+        ] {
+            let error = Selector::parse(&RESOURCES[PODS], Some(selector), None).unwrap_err();
+            assert!(error.starts_with("unable to parse requirement: "), "{selector}: {error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::{Request, Response, header};
+use http::{HeaderMap, Request, Response, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -101,7 +102,10 @@ async fn connect(
         async move {
             let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
             if !credentials.admits(authorization) {
-                return Ok::<_, Infallible>(api::failure(&ApiError::unauthorized()));
+                return Ok::<_, Infallible>(unread(&request, &ApiError::unauthorized()));
+            }
+            if let Some(error) = impersonation(request.headers()) {
+                return Ok(unread(&request, &error));
             }
             Ok(Box::pin(api.handle(request, &caller)).await)
         }
@@ -121,6 +125,24 @@ async fn connect(
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// A refusal of a request that nobody has looked into.
+fn unread(request: &Request<Incoming>, error: &ApiError) -> Response<Body> {
+    let response = api::failure(error);
+    if request.body().is_end_stream() { response } else { api::last(response, request.version()) }
+}
+
+/// There is one user. Whoever asks to be another is told so, and does not act as the one there is.
+fn impersonation(headers: &HeaderMap) -> Option<ApiError> {
+    let (name, value) = headers.iter().find(|(name, _)| name.as_str().starts_with("impersonate-"))?;
+    let what = match name.as_str() {
+        "impersonate-user" => "users",
+        "impersonate-group" => "groups",
+        "impersonate-uid" => "uids",
+        _ => "userextras",
+    };
+    Some(ApiError::impersonation(what, &String::from_utf8_lossy(value.as_bytes()), USER))
 }
 
 /// The tower service behind the in-process client.

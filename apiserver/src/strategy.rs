@@ -25,7 +25,7 @@ pub(crate) fn prepare_create(resource: &Resource, value: &mut Value, birth: &Bir
     value["apiVersion"] = resource.api_version().into();
     value["kind"] = resource.kind.into();
     let metadata = metadata_mut(value);
-    metadata.retain(|_, v| !v.is_null());
+    metadata.retain(|_, v| !says_nothing(v));
     for field in
         ["managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
     {
@@ -84,6 +84,10 @@ fn normalise(resource: &Resource, value: &mut Value) {
 /// Faults of a create or update that need more than the schema.
 pub(crate) fn validate(resource: &Resource, value: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = crate::metadata::validate(resource, value);
+    // What was stored stays as good as it was, so that it can be labelled and deleted.
+    if old.is_none_or(|old| declares_otherwise(old, value)) {
+        causes.extend(crate::contents::validate(resource, value, old));
+    }
     if let Some(old) = old
         && object::is_terminating(old)
     {
@@ -92,15 +96,11 @@ pub(crate) fn validate(resource: &Resource, value: &Value, old: Option<&Value>) 
         let added: Vec<String> =
             list(value).iter().filter(|f| !before.contains(f)).map(Value::to_string).collect();
         if !added.is_empty() {
-            causes.push(Cause {
-                reason: "FieldValueForbidden",
-                field: "metadata.finalizers".into(),
-                message: format!(
-                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers \
-                     []string{{{}}}",
-                    added.join(", ")
-                ),
-            });
+            let text = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added.join(", ")
+            );
+            causes.push(Cause::forbidden("metadata.finalizers", &text));
         }
     }
     causes
@@ -128,6 +128,16 @@ pub(crate) fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) 
     }
 }
 
+/// Whether a field of the metadata is left out of what is stored.
+fn says_nothing(field: &Value) -> bool {
+    match field {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
 /// What a client may not change comes from the stored object.
 fn keep_identity(old: &Value, new: &mut Value) {
     let kept = [
@@ -142,7 +152,7 @@ fn keep_identity(old: &Value, new: &mut Value) {
         "resourceVersion",
     ];
     let metadata = metadata_mut(new);
-    metadata.retain(|_, v| !v.is_null());
+    metadata.retain(|_, v| !says_nothing(v));
     metadata.remove("managedFields");
     metadata.remove("selfLink");
     for field in kept {
@@ -213,11 +223,17 @@ pub(crate) fn scale_of(value: &Value) -> Value {
 /// The stored Deployment with the replicas of `scale`.
 ///
 /// # Errors
-/// 422 for replicas that are not a natural number.
+/// 400 for replicas that are not a number, 422 for less than none.
 pub(crate) fn prepare_scale(resource: &Resource, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas =
         scale.pointer("/spec/replicas").filter(|v| !v.is_null()).cloned().unwrap_or_else(|| 0.into());
-    if !replicas.as_i64().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)) {
+    let Some(count) = replicas.as_i64().and_then(|count| i32::try_from(count).ok()) else {
+        return Err(ApiError::bad_request(format!(
+            "Scale in version \"v1\" cannot be handled as a Scale: json: spec.replicas: {replicas} is not a number of type \
+             int32"
+        )));
+    };
+    if count < 0 {
         let cause = Cause::invalid("spec.replicas", &replicas, "must be greater than or equal to 0");
         return Err(ApiError::invalid(resource, object::text(old, "name"), &[cause]));
     }

@@ -59,7 +59,8 @@ pub(crate) fn describe_kind(resource: &Resource, generator: &mut SchemaGenerator
 }
 
 fn round_trip<T: DeserializeOwned + Serialize>(value: &Value) -> Result<Value, String> {
-    let typed = T::deserialize(value).map_err(|e| e.to_string())?;
+    // The error begins with the path of the field.
+    let typed: T = serde_path_to_error::deserialize(value).map_err(|e| e.to_string())?;
     serde_json::to_value(typed).map_err(|e| e.to_string())
 }
 
@@ -118,6 +119,10 @@ mod tests {
     #[test]
     fn wrong_types_are_errors() {
         let mut map = json!({ "metadata": { "name": "p" }, "data": { "a": 1 } });
-        assert!(check(&RESOURCES[CONFIG_MAPS], &mut map, &mut Vec::new()).is_err());
+        let error = check(&RESOURCES[CONFIG_MAPS], &mut map, &mut Vec::new()).unwrap_err();
+        assert_eq!(error, "data.a: invalid type: integer `1`, expected a string");
+        let mut pod = json!({ "spec": { "containers": [{ "name": "a" }, { "name": "b", "image": 5 }] } });
+        let error = check(&RESOURCES[PODS], &mut pod, &mut Vec::new()).unwrap_err();
+        assert_eq!(error, "spec.containers[1].image: invalid type: integer `5`, expected a string");
     }
 }

@@ -47,7 +47,8 @@ async fn with_little_room() {
     // What is acknowledged from memory does not ask the disk.
     let deployments: Api<Deployment> = Api::namespaced(server.client(), "default");
     let deployment = serde_json::from_value(json!({ "metadata": { "name": "d" },
-        "spec": { "selector": {}, "template": { "spec": { "containers": [] } } } }))
+        "spec": { "selector": { "matchLabels": { "app": "d" } }, "template": { "metadata": { "labels": { "app": "d" } },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] } } } }))
     .unwrap();
     deployments.create(&PostParams::default(), &deployment).await.unwrap();
     std::fs::write(std::env::var_os(DATA).unwrap(), kept.join("\n")).unwrap();

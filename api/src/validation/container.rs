@@ -119,9 +119,7 @@ pub(super) fn list(
     let mut names = HashSet::new();
     for (index, container) in containers.iter().enumerate() {
         if !names.insert(&container.name) {
-            // Moves what was found before below this container too; the contract's texts have it so.
-            errors.add(duplicate_name(&container.name));
-            errors = errors.via_field_index("containers", index);
+            errors.add(duplicate_name(&container.name).via_field_index("containers", index));
         }
         let of_container = if container.ports.as_ref().is_none_or(Vec::is_empty) {
             sidecar(container, volumes, features)

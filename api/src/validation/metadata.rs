@@ -62,9 +62,18 @@ fn name(meta: &ObjectMeta) -> FieldError {
     FieldError::none()
 }
 
-/// An object that says by label whose child it is needs that owner.
-pub(super) fn owner_label(meta: &ObjectMeta, label: &str, kind: &str) -> FieldError {
+/// An object that says by label whose child it is needs that owner, unless it says so already: an owner that is deleted
+/// without its dependents leaves them their labels.
+pub(super) fn owner_label(
+    old: Option<&ObjectMeta>,
+    meta: &ObjectMeta,
+    label: &str,
+    kind: &str,
+) -> FieldError {
     let Some(name) = labels(meta).get(label) else { return FieldError::none() };
+    if old.is_some_and(|old| labels(old).get(label) == Some(name)) {
+        return FieldError::none();
+    }
     let is_owner = |owner: &OwnerReference| owner.kind == kind && owner.name == *name;
     if meta.owner_references.iter().flatten().any(is_owner) {
         return FieldError::none();

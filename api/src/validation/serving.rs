@@ -32,13 +32,15 @@ pub(super) fn service(change: Change<'_>, configs: &Configs) -> Result<FieldErro
 pub(super) fn configuration(change: Change<'_>, configs: &Configs) -> Result<FieldError, DecodeError> {
     let configuration: Configuration = decode(change.object)?;
     let (meta, spec) = (&configuration.metadata, &configuration.spec);
+    let old = change.original::<Configuration>()?;
+    let before = old.as_ref().map(|old| &old.metadata);
     let mut errors = FieldError::none();
     if !change.is_status() {
-        errors
-            .add(user_facing(meta).also(owner_label(meta, labels::SERVICE, "Service")).via_field("metadata"));
+        let owner = owner_label(before, meta, labels::SERVICE, "Service");
+        errors.add(user_facing(meta).also(owner).via_field("metadata"));
         errors.add(template(&spec.template, meta, configs).via_field("spec.template"));
     }
-    if let Some(old) = change.original::<Configuration>()? {
+    if let Some(old) = &old {
         if meta.owner_references.is_none() {
             let user = creator_and_modifier((&old.metadata, &old.spec), (meta, spec));
             errors.add(user.via_field("metadata.annotations"));
@@ -51,10 +53,12 @@ pub(super) fn configuration(change: Change<'_>, configs: &Configs) -> Result<Fie
 pub(super) fn revision(change: Change<'_>, configs: &Configs) -> Result<FieldError, DecodeError> {
     let revision: Revision = decode(change.object)?;
     let meta = &revision.metadata;
+    let old = change.original::<Revision>()?;
+    let before = old.as_ref().map(|old| &old.metadata);
     let mut errors = metadata::scalable(meta, configs)
-        .also(owner_label(meta, labels::CONFIGURATION, "Configuration"))
+        .also(owner_label(before, meta, labels::CONFIGURATION, "Configuration"))
         .via_field("metadata");
-    match change.original::<Revision>()? {
+    match &old {
         None => errors.add(revision_spec(&revision.spec, configs).via_field("spec")),
         Some(old) => {
             let differences = differences(&old.spec, &revision.spec);
@@ -71,13 +75,15 @@ pub(super) fn revision(change: Change<'_>, configs: &Configs) -> Result<FieldErr
 pub(super) fn route(change: Change<'_>, _: &Configs) -> Result<FieldError, DecodeError> {
     let route: Route = decode(change.object)?;
     let (meta, spec) = (&route.metadata, &route.spec);
+    let old = change.original::<Route>()?;
+    let before = old.as_ref().map(|old| &old.metadata);
     let rollout = rules::rollout_duration(annotations(meta)).via_field("annotations");
     let mut errors = user_facing(meta)
-        .also(owner_label(meta, labels::SERVICE, "Service"))
+        .also(owner_label(before, meta, labels::SERVICE, "Service"))
         .also(rollout)
         .via_field("metadata")
         .also(traffic::list(&spec.traffic, traffic::Owner::Route).via_field("spec.traffic"));
-    if let Some(old) = change.original::<Route>()?.filter(|_| meta.owner_references.is_none()) {
+    if let Some(old) = old.as_ref().filter(|_| meta.owner_references.is_none()) {
         let user = creator_and_modifier((&old.metadata, &old.spec), (meta, spec));
         errors.add(user.via_field("metadata.annotations"));
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use serde_json::{Value, json};
 
 use super::Api;
@@ -97,6 +97,15 @@ pub(super) fn json_answer(status: StatusCode, body: Bytes) -> Response<Body> {
 /// The answer that tells a failure.
 pub(crate) fn failure(error: &ApiError) -> Response<Body> {
     json_answer(error.code(), Bytes::from(error.to_status().to_string()))
+}
+
+/// An answer to a request whose body was not read to its end. In HTTP/1 the connection is of no more use, and who keeps
+/// connections has to know.
+pub(crate) fn last(mut response: Response<Body>, version: Version) -> Response<Body> {
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// RFC 7234's warn-text: quoted, on one line.

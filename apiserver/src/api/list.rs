@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderValue, Response, header};
 use serde_json::{Value, json};
 
-use super::parameters::{selector, version_parameter};
+use super::parameters::{check_list, selector, version_parameter};
 use super::{Answer, Api, Caller};
 use crate::body::Body;
 use crate::object::{Key, Object};
@@ -19,9 +19,14 @@ use crate::watch::Watch;
 
 impl Api {
     pub(super) fn list(&self, query: &Query, target: &Target, format: Format, include: Include) -> Answer {
+        check_list(query, false)?;
         let selector = selector(query, target)?;
         let asked: Option<u64> = version_parameter(query)?;
         let page = query.get("continue").map(Page::parse).transpose()?;
+        if page.is_some() && asked.is_some_and(|asked| asked > 0) {
+            let text = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::bad_request(text));
+        }
         let namespace = target.namespace.as_deref();
         let snapshot = match &page {
             // All pages are of the version of the first.
@@ -71,6 +76,7 @@ impl Api {
         format: Format,
         include: Include,
     ) -> Answer {
+        check_list(query, true)?;
         let mut selector = selector(query, target)?;
         if let Some(name) = &target.name {
             selector = selector.and_name(name);
@@ -103,7 +109,7 @@ impl Api {
                 format,
                 include,
                 bookmarks: query.flag("allowWatchBookmarks"),
-                mark_initial: initial_events,
+                mark_initial: initial_events && query.flag("allowWatchBookmarks"),
                 timeout: query.number::<u64>("timeoutSeconds")?.filter(|t| *t > 0).map(Duration::from_secs),
                 stop: caller.stop.clone(),
             }

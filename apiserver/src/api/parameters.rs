@@ -79,3 +79,73 @@ pub(super) fn include(query: &Query) -> Result<Include, ApiError> {
         Some(other) => Err(ApiError::bad_request(format!("unrecognized includeObject value: {other:?}"))),
     }
 }
+
+/// Which parameters of a list or watch go together.
+///
+/// # Errors
+/// 422 with every fault.
+pub(super) fn check_list(query: &Query, watch: bool) -> Result<(), ApiError> {
+    const MATCH: &str = "resourceVersionMatch";
+    let (exact, not_older) = ("Exact", "NotOlderThan");
+    let wanted = query.get(MATCH);
+    let version = query.get("resourceVersion").unwrap_or_default();
+    let initial_events = query.get("sendInitialEvents").is_some();
+    let mut causes = Vec::new();
+    let mut forbid = |field: &str, text: &str| causes.push(Cause::forbidden(field, text));
+    if watch && initial_events && wanted != Some(not_older) {
+        forbid(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if watch && wanted.is_some() && !initial_events {
+        forbid(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+    }
+    if !watch && wanted.is_some() && version.is_empty() {
+        forbid(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+    }
+    if wanted.is_some() && query.get("continue").is_some() {
+        forbid(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+    }
+    if !watch && wanted == Some(exact) && version == "0" {
+        forbid(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+    }
+    if !watch && initial_events {
+        forbid("sendInitialEvents", "sendInitialEvents is forbidden for list");
+    }
+    let allowed = if watch { vec![not_older] } else { vec![exact, not_older, ""] };
+    if let Some(wanted) = wanted.filter(|wanted| !allowed.contains(wanted)) {
+        let allowed: Vec<_> = allowed.into_iter().map(Into::into).collect();
+        causes.push(Cause::unsupported(MATCH, &wanted.into(), &allowed));
+    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid_options("ListOptions", &causes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_lists_and_watches_go_together() {
+        for (query, watch, wanted) in [
+            ("", false, true),
+            ("resourceVersion=5", false, true),
+            ("resourceVersion=5&resourceVersionMatch=Exact", false, true),
+            ("resourceVersion=0&resourceVersionMatch=NotOlderThan", false, true),
+            ("resourceVersionMatch=Exact", false, false),
+            ("resourceVersion=0&resourceVersionMatch=Exact", false, false),
+            ("resourceVersion=5&resourceVersionMatch=Foo", false, false),
+            ("resourceVersion=5&resourceVersionMatch=Exact&continue=x", false, false),
+            ("sendInitialEvents=false", false, false),
+            ("resourceVersion=5", true, true),
+            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, true),
+            ("sendInitialEvents=true", true, false),
+            ("sendInitialEvents=true&resourceVersionMatch=Exact", true, false),
+            ("resourceVersion=5&resourceVersionMatch=NotOlderThan", true, false),
+        ] {
+            let result = check_list(&Query::parse(Some(query)), watch);
+            assert_eq!(
+                result.as_ref().map_err(|e| e.code().as_u16()).err(),
+                (!wanted).then_some(422),
+                "{query}"
+            );
+        }
+    }
+}

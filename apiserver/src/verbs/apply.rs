@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::check::{check_identity, check_name, check_namespace, check_version, known_fields};
+use super::check::{check_identity, check_name, check_namespace, check_version, known_fields, shape};
 use super::create::admit;
 use super::{Call, ownership};
 use crate::api::Api;
@@ -167,7 +167,9 @@ impl Config {
             return Err(ApiError::modified(resource, name));
         }
         check_namespace(api, target, name)?;
-        let (value, managed) = self.merged(api, call, &Value::Null, Managed::default())?;
+        let (mut value, managed) = self.merged(api, call, &Value::Null, Managed::default())?;
+        // What is not known was told when the body was read.
+        shape(api, target.resource, &mut value, call.caller, &mut Vec::new())?;
         admit(api, call, value, ownership::encoded(managed), warnings).await
     }
 }

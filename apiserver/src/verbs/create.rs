@@ -32,9 +32,6 @@ pub(crate) async fn create(
     warnings: &mut Vec<String>,
 ) -> Result<Arc<Object>, ApiError> {
     let (target, resource) = (call.target, call.target.resource());
-    if resource.namespaced && target.namespace.is_none() {
-        return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
-    }
     let (mut value, duplicates) = decode::parse(call.body, decode::encoding(call.headers)?)?;
     let sent = ownership::take(&mut value);
     let mut unknown = Vec::new();

@@ -11,9 +11,12 @@ use crate::object::{Key, Object};
 use crate::request::Query;
 use crate::resource::{NAMESPACES, RESOURCES};
 use crate::selector::Selector;
-use crate::status::ApiError;
+use crate::status::{ApiError, Cause};
 use crate::store::{Found, Write, Written};
 use crate::strategy::{self, DeleteOptions, Deletion};
+
+/// What a machine cannot be without: those of a cluster, and the one with Knative's configuration.
+const LASTING_NAMESPACES: [&str; 4] = ["default", "kube-public", "kube-system", "knative-serving"];
 
 /// What became of a deleted object.
 pub(crate) enum Deleted {
@@ -24,7 +27,7 @@ pub(crate) enum Deleted {
 /// The options of a deletion, from the body and the query.
 ///
 /// # Errors
-/// 400 when they cannot be read.
+/// 400 when they cannot be read, 422 when they do not go together.
 pub(crate) fn delete_options(call: &Call<'_>, query: &Query) -> Result<DeleteOptions, ApiError> {
     let mut options = DeleteOptions {
         grace: query.number("gracePeriodSeconds")?,
@@ -32,29 +35,36 @@ pub(crate) fn delete_options(call: &Call<'_>, query: &Query) -> Result<DeleteOpt
         dry_run: call.dry_run,
         ..DeleteOptions::default()
     };
-    if query.flag("orphanDependents") {
-        options.propagation = Some("Orphan".into());
-    }
+    let mut orphan = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
     if !call.body.is_empty() {
         let (body, _) = decode::parse(call.body, decode::encoding(call.headers)?)?;
         let text = |path: &str| body.pointer(path).and_then(Value::as_str).map(str::to_owned);
         options.grace = body.get("gracePeriodSeconds").and_then(Value::as_i64).or(options.grace);
         options.propagation = text("/propagationPolicy").or(options.propagation);
-        if body.get("orphanDependents").and_then(Value::as_bool) == Some(true) {
-            options.propagation = Some("Orphan".into());
-        }
+        orphan = body.get("orphanDependents").and_then(Value::as_bool).or(orphan);
         options.uid = text("/preconditions/uid");
         options.version = text("/preconditions/resourceVersion");
         let dry = body.get("dryRun").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
         options.dry_run |= dry;
     }
-    match options.propagation.as_deref() {
-        None | Some("Background" | "Foreground" | "Orphan") => Ok(options),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \
-             \"Orphan\""
-        ))),
-    }
+    let cause = match (options.propagation.as_deref(), orphan) {
+        (None, Some(true)) => {
+            options.propagation = Some("Orphan".into());
+            return Ok(options);
+        }
+        (Some(policy), Some(_)) => Cause::invalid(
+            "propagationPolicy",
+            &policy.into(),
+            "orphanDependents and deletionPropagation cannot be both set",
+        ),
+        (None | Some("Background" | "Foreground" | "Orphan"), _) => return Ok(options),
+        (Some(policy), None) => Cause::unsupported(
+            "propagationPolicy",
+            &policy.into(),
+            &["Foreground", "Background", "Orphan", "nil"].map(Into::into),
+        ),
+    };
+    Err(ApiError::invalid_options("DeleteOptions", &[cause]))
 }
 
 /// DELETE of one object.
@@ -65,6 +75,9 @@ pub(crate) async fn delete(api: &Api, call: &Call<'_>, options: &DeleteOptions) 
 
 async fn remove(api: &Api, index: usize, key: &Key, options: &DeleteOptions) -> Result<Deleted, ApiError> {
     let resource = &RESOURCES[index];
+    if index == NAMESPACES && LASTING_NAMESPACES.contains(&key.1.as_str()) {
+        return Err(ApiError::forbidden(resource, &key.1, "this namespace may not be deleted", None));
+    }
     for _ in 0..ATTEMPTS {
         let old = match api.store.find(index, key) {
             Found::Object(old) => old,

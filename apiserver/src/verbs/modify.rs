@@ -180,6 +180,12 @@ fn next_state(
             Ok(value)
         }
         Some("finalize") => {
+            // Who sends something else by mistake is not to set a namespace free.
+            if object::text(&new, "name").is_empty() {
+                return Err(ApiError::bad_request(
+                    "metadata.name: the name of the namespace must be provided",
+                ));
+            }
             let mut value = strategy::prepare_finalize(old, &new);
             let account = account(None, &value);
             ownership::put(&mut value, account);

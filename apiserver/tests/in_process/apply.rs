@@ -272,3 +272,21 @@ async fn metadata_is_shared_item_by_item() {
     assert_eq!(left.finalizers(), ["x.io/b"]);
     assert_eq!(left.owner_references()[0].uid, "b");
 }
+
+#[tokio::test]
+async fn an_apply_that_creates_fills_in_what_one_that_changes_does() {
+    let h = harness();
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));
+    let wanted = Patch::Apply(json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": { "name": "x" },
+        "spec": { "template": { "spec": { "containers": [
+            { "image": "dev.local/host", "name": "c", "ports": [{ "containerPort": 8080 }] }
+        ] } } },
+    }));
+    let made = api.patch("x", &by("a"), &wanted).await.unwrap();
+    assert_eq!(made.data["spec"]["template"]["spec"]["containers"][0]["ports"][0]["protocol"], "TCP");
+    let again = api.patch("x", &by("a"), &wanted).await.unwrap();
+    assert_eq!(again.metadata.generation, Some(1));
+    assert_eq!(again.resource_version(), made.resource_version(), "nothing changed, so nothing is written");
+}

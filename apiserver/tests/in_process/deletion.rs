@@ -119,3 +119,60 @@ async fn owners_wait_for_or_let_go_of_what_they_own() {
     }
     assert_eq!(code(api.get("b").await), 404);
 }
+
+#[tokio::test]
+async fn nothing_is_deleted_or_made_across_namespaces() {
+    let h = harness();
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    api.create(&PostParams::default(), &config_map("a", &[])).await.unwrap();
+    let call = |method: &str, path: &'static str| {
+        let request =
+            http::Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let body = serde_json::to_vec(&config_map("b", &[])).unwrap();
+        let body = if method == "POST" { body } else { Vec::new() };
+        h.client.request::<serde_json::Value>(request.body(body).unwrap())
+    };
+    for (path, wanted) in [
+        ("/api/v1/configmaps", 405),
+        ("/apis/apps/v1/deployments", 405),
+        ("/api/v1/namespaces", 405),
+        ("/apis/serving.knative.dev/v1/services", 404),
+    ] {
+        assert_eq!(code(call("DELETE", path).await), wanted, "{path}");
+        if path != "/api/v1/namespaces" {
+            assert_eq!(code(call("POST", path).await), wanted, "{path}");
+        }
+    }
+    assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test]
+async fn namespaces_of_the_machine_itself_stay() {
+    let h = harness();
+    let api: Api<Namespace> = Api::all(h.client.clone());
+    let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    for name in ["default", "kube-system", "kube-public", "knative-serving"] {
+        for params in [DeleteParams::default(), dry.clone()] {
+            let failed = api.delete(name, &params).await;
+            let wanted = format!("namespaces \"{name}\" is forbidden: this namespace may not be deleted");
+            assert_eq!(message(failed), wanted);
+        }
+    }
+    assert_eq!(code(api.delete("default", &DeleteParams::default()).await), 403);
+    assert!(api.get("default").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_finalized_namespace_is_named() {
+    let h = harness();
+    let finalize = |body: &'static str| {
+        let request = http::Request::put("/api/v1/namespaces/default/finalize");
+        let request = request.header("content-type", "application/json").body(body.as_bytes().to_vec());
+        h.client.request::<Namespace>(request.unwrap())
+    };
+    for body in [r#"{"a":1}"#, r#"{"metadata":{"name":"other"}}"#] {
+        assert_eq!(code(finalize(body).await), 400, "{body}");
+    }
+    let api: Api<Namespace> = Api::all(h.client.clone());
+    assert_eq!(api.get("default").await.unwrap().spec.unwrap().finalizers.unwrap(), ["kubernetes"]);
+}

@@ -64,7 +64,8 @@ async fn what_controllers_write_is_logged_behind() {
     let h = harness();
     let api: Api<Deployment> = Api::namespaced(h.client.clone(), "default");
     let deployment: Deployment = object(json!({ "metadata": { "name": "d" },
-        "spec": { "selector": {}, "template": { "spec": { "containers": [] } } } }));
+        "spec": { "selector": { "matchLabels": { "app": "d" } }, "template": { "metadata": { "labels": { "app": "d" } },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] } } } }));
     api.create(&PostParams::default(), &deployment).await.unwrap();
     let services: Api<DynamicObject> =
         Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));

@@ -216,3 +216,31 @@ async fn pages_are_of_one_version_or_gone() {
     }
     assert_eq!(code(api.list(&params).await), 410);
 }
+
+#[tokio::test]
+async fn parameters_that_a_cluster_refuses_are_refused() {
+    let h = harness();
+    let api: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    for name in ["a", "b"] {
+        api.create(&PostParams::default(), &config_map(name, &[])).await.unwrap();
+    }
+    let token = api.list(&ListParams::default().limit(1)).await.unwrap().metadata.continue_.unwrap();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    for (method, path, wanted) in [
+        ("GET", format!("{maps}?resourceVersionMatch=Exact"), 422),
+        ("GET", format!("{maps}?resourceVersion=0&resourceVersionMatch=Exact"), 422),
+        ("GET", format!("{maps}?watch=true&sendInitialEvents=true"), 422),
+        ("GET", format!("{maps}?continue={token}&resourceVersion=5"), 400),
+        ("GET", format!("{maps}?labelSelector=a%3D%3D%3Db"), 400),
+        ("GET", format!("{maps}?resourceVersion=abc"), 400),
+        ("GET", format!("{maps}?resourceVersion=9999999999"), 504),
+        ("GET", format!("{maps}/a?resourceVersion=abc"), 400),
+        ("GET", format!("{maps}/a?resourceVersion=9999999999"), 504),
+        ("DELETE", format!("{maps}/a?propagationPolicy=Orphan&orphanDependents=true"), 422),
+        ("DELETE", format!("{maps}/a?propagationPolicy=Upwards"), 422),
+    ] {
+        let request = http::Request::builder().method(method).uri(&path).body(Vec::new()).unwrap();
+        assert_eq!(code(h.client.request::<serde_json::Value>(request).await), wanted, "{method} {path}");
+    }
+    assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 2);
+}

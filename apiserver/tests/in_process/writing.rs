@@ -1,7 +1,7 @@
 //! Creation, updates, patches, and what is checked of them.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Pod, Secret};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Error, ResourceExt};
 use serde_json::json;
@@ -138,6 +138,12 @@ async fn deployments_scale() {
         .await
         .unwrap();
     assert_eq!(scaled.spec.unwrap().replicas, Some(3));
+    for (replicas, wanted) in
+        [(json!("x"), 400), (json!(1.5), 400), (json!(3_000_000_000_i64), 400), (json!(-1), 422)]
+    {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        assert_eq!(code(api.patch_scale("d", &PatchParams::default(), &patch).await), wanted, "{replicas}");
+    }
     let read = api.get_scale("d").await.unwrap();
     assert_eq!(read.status.unwrap().selector.as_deref(), Some("app=d"));
     let after = api.get("d").await.unwrap();
@@ -221,4 +227,80 @@ async fn admission_fills_in_refuses_and_follows_the_config_maps() {
     maps.create(&PostParams::default(), &good).await.unwrap();
     let made = api.create(&PostParams::default(), &ksvc("z")).await.unwrap();
     assert_eq!(timeout(&made), Some(42));
+}
+
+#[tokio::test]
+async fn contents_of_builtin_kinds_are_checked() {
+    let h = harness();
+    let maps: Api<ConfigMap> = Api::namespaced(h.client.clone(), "default");
+    let refused = maps.create(&PostParams::default(), &config_map("a", &[("a/b", "1")])).await;
+    let Err(Error::Api(status)) = refused else { panic!("accepted") };
+    assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
+    let cause = &status.details.as_ref().unwrap().causes[0];
+    assert_eq!((cause.reason.as_str(), cause.field.as_str()), ("FieldValueInvalid", "data[a/b]"));
+    assert!(
+        status.message.starts_with("ConfigMap \"a\" is invalid: data[a/b]: Invalid value: \"a/b\": a valid")
+    );
+
+    let mut frozen = config_map("a", &[("k", "1")]);
+    frozen.immutable = Some(true);
+    maps.create(&PostParams::default(), &frozen).await.unwrap();
+    let params = PatchParams::default();
+    for patch in
+        [json!({ "data": { "k": "2" } }), json!({ "immutable": false }), json!({ "immutable": null })]
+    {
+        assert_eq!(code(maps.patch("a", &params, &Patch::Merge(&patch)).await), 422, "{patch}");
+        let applied = json!({ "apiVersion": "v1", "kind": "ConfigMap", "immutable": patch.get("immutable").is_none(),
+            "data": { "k": "2" } });
+        let forced = PatchParams::apply("x").force();
+        assert_eq!(code(maps.patch("a", &forced, &Patch::Apply(&applied)).await), 422, "{applied}");
+    }
+    let labels = json!({ "metadata": { "labels": { "a": "b" } } });
+    maps.patch("a", &params, &Patch::Merge(&labels)).await.unwrap();
+    maps.delete("a", &DeleteParams::default()).await.unwrap();
+
+    let secrets: Api<Secret> = Api::namespaced(h.client.clone(), "default");
+    let secret = object(json!({ "metadata": { "name": "s" }, "stringData": { "a": "b" } }));
+    secrets.create(&PostParams::default(), &secret).await.unwrap();
+    let retyped = secrets.patch("s", &params, &Patch::Merge(json!({ "type": "kubernetes.io/tls" }))).await;
+    let message = message(retyped);
+    assert!(message.contains("type: Invalid value: \"kubernetes.io/tls\": field is immutable"), "{message}");
+    assert!(message.contains("data[tls.key]: Required value"), "{message}");
+
+    let pods: Api<Pod> = Api::namespaced(h.client.clone(), "default");
+    pods.create(&PostParams::default(), &pod("p")).await.unwrap();
+    let command = json!({ "spec": { "containers": [{ "name": "c", "command": ["x"] }] } });
+    assert_eq!(code(pods.patch("p", &params, &Patch::Strategic(&command)).await), 422);
+    let image = json!({ "spec": { "containers": [{ "name": "c", "image": "j" }] } });
+    pods.patch("p", &params, &Patch::Strategic(&image)).await.unwrap();
+    pods.patch_status("p", &params, &Patch::Merge(json!({ "status": { "phase": "Running" } })))
+        .await
+        .unwrap();
+
+    let deployments: Api<Deployment> = Api::namespaced(h.client.clone(), "default");
+    let deployment: Deployment = object(json!({ "metadata": { "name": "d" }, "spec": {
+        "selector": { "matchLabels": { "app": "d" } }, "template": { "metadata": { "labels": { "app": "d", "b": "c" } },
+        "spec": { "containers": [{ "name": "c", "image": "i" }] } } } }));
+    deployments.create(&PostParams::default(), &deployment).await.unwrap();
+    let selector = json!({ "spec": { "selector": { "matchLabels": { "b": "c" } } } });
+    assert_eq!(code(deployments.patch("d", &params, &Patch::Merge(&selector)).await), 422);
+}
+
+#[tokio::test]
+async fn type_errors_say_where() {
+    let h = harness();
+    let services: Api<DynamicObject> =
+        Api::namespaced_with(h.client.clone(), "default", &serving("Service", "services"));
+    let mut service = ksvc("x");
+    service.data["spec"]["template"]["spec"]["containers"][0]["image"] = 5.into();
+    let text = message(services.create(&PostParams::default(), &service).await);
+    let wanted = "json: spec.template.spec.containers[0].image: invalid type: integer `5`, expected a string";
+    assert!(text.ends_with(wanted), "{text}");
+
+    let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+        .header("content-type", "application/json")
+        .body(br#"{"metadata":{"name":"m"},"data":{"a":1}}"#.to_vec())
+        .unwrap();
+    let text = message(h.client.request::<ConfigMap>(request).await);
+    assert!(text.ends_with("data.a: invalid type: integer `1`, expected a string"), "{text}");
 }

@@ -1,6 +1,7 @@
 //! The same server over TLS with a client library, whether there is a kubectl or not.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview};
@@ -10,6 +11,8 @@ use kube::api::{
     WatchParams,
 };
 use kube::{Api, Client, Error, ResourceExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 
 use crate::{Cluster, LIMIT};
@@ -201,5 +204,63 @@ async fn logs_stream_and_reviews_are_answered() {
     });
     let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
     assert!(answer.status.unwrap().allowed);
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_becomes_somebody_else() {
+    let c = Cluster::start().await;
+    let client = client(&c).await;
+    for (header, what) in [
+        ("Impersonate-User", "users"),
+        ("Impersonate-Group", "groups"),
+        ("Impersonate-Extra-x", "userextras"),
+    ] {
+        let request =
+            http::Request::get("/api/v1/namespaces").header(header, "bob").body(Vec::new()).unwrap();
+        let (code, reason, message) = refusal(client.request::<Value>(request).await);
+        assert_eq!((code, reason.as_str()), (403, "Forbidden"));
+        let wanted = format!("{what} \"bob\" is forbidden: Ember does not support impersonation");
+        assert!(message.starts_with(&wanted), "{message}");
+    }
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_outlives_a_body_that_is_too_large() {
+    let c = Cluster::start().await;
+    let pki = c.folder.path().join("data/pki");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pki.join("ca.crt")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls = tls.with_root_certificates(roots).with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(c.address).await.unwrap();
+    let name = ServerName::from(c.address.ip());
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let token = std::fs::read_to_string(pki.join("token")).unwrap();
+    let mut send = async |size: usize, token: &str| {
+        let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+            .header("host", c.address.to_string())
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .body(http_body_util::Full::new(bytes::Bytes::from(vec![b' '; size])))
+            .unwrap();
+        sender.ready().await.unwrap();
+        let answer = tokio::time::timeout(LIMIT, sender.send_request(request)).await.unwrap().unwrap();
+        let closes = answer.headers().contains_key("connection");
+        let status = answer.status().as_u16();
+        http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+        (status, closes)
+    };
+    assert_eq!(send(4 << 20, token.trim()).await, (413, false));
+    assert_eq!(send(5, token.trim()).await, (400, false));
+    // Who is turned away at the door has not been listened to.
+    assert_eq!(send(5, "another").await, (401, true));
+    let _ = tokio::time::timeout(LIMIT, connection).await.unwrap();
     c.stop().await;
 }

@@ -54,6 +54,8 @@ pub enum Action {
     Delete(Uid),
     /// Remove the owner reference (second) from the object (first).
     Disown(Uid, Uid),
+    /// Remove the references to owners that are really gone from the object, which has another.
+    Forget(Uid),
     /// Remove a finalizer of the collector's.
     Unblock(Uid, &'static str),
     /// Delete what is in this Namespace if it is really gone.
@@ -85,8 +87,13 @@ impl Graph {
         self.objects.iter().filter(|(_, o)| o.resource == resource).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// Takes note of an object as it is now.
-    pub fn put(&mut self, uid: &str, object: Object) {
+    /// Takes note of an object as it is now; what follows from that, for its former owners too.
+    pub fn put(&mut self, uid: &str, object: Object) -> Vec<Action> {
+        let of = |object: &Object| -> BTreeSet<(Uid, bool)> {
+            object.owners.iter().map(|owner| (owner.uid.clone(), owner.blocks)).collect()
+        };
+        let now = of(&object);
+        let before = self.objects.get(uid).map(of).unwrap_or_default();
         self.unlink(uid);
         for owner in &object.owners {
             self.dependents.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
@@ -95,6 +102,17 @@ impl Graph {
             self.namespaces.entry(object.namespace.clone()).or_default().insert(uid.to_owned());
         }
         self.objects.insert(uid.to_owned(), object);
+        // An owner that is being deleted may have waited for this very reference to change.
+        let owners: BTreeSet<&Uid> = before.symmetric_difference(&now).map(|(owner, _)| owner).collect();
+        let mut actions = self.review(uid);
+        for owner in owners {
+            if self.objects.get(owner).is_some_and(|owner| owner.is_deleting) {
+                actions.extend(
+                    self.review(owner).into_iter().filter(|a| !actions.contains(a)).collect::<Vec<_>>(),
+                );
+            }
+        }
+        actions
     }
 
     /// Takes note that an object is gone; what follows from that.
@@ -131,17 +149,27 @@ impl Graph {
                     actions.push(Action::Unblock(uid.to_owned(), FOREGROUND));
                 }
                 let going = |d: &&Uid| !self.objects.get(*d).is_none_or(|o| o.is_deleting);
-                actions.extend(self.dependents_of(uid).filter(going).map(|d| Action::Delete(d.clone())));
+                actions.extend(self.dependents_of(uid).filter(going).map(|d| {
+                    // Another owner keeps it.
+                    if self.is_kept(d, uid) {
+                        Action::Disown(d.clone(), uid.to_owned())
+                    } else {
+                        Action::Delete(d.clone())
+                    }
+                }));
             }
             if object.is_namespace {
                 actions.extend(self.review_namespace(&object.name));
             } else if self.is_ending(&object.namespace) {
                 actions.push(Action::ReportNamespace(object.namespace.clone()));
             }
-        } else if !object.owners.is_empty()
-            && !object.owners.iter().any(|o| self.objects.contains_key(&o.uid))
-        {
-            actions.push(Action::Collect(uid.to_owned()));
+        } else {
+            let known = object.owners.iter().filter(|o| self.objects.contains_key(&o.uid)).count();
+            match object.owners.len() {
+                all if all == known => {}
+                _ if known == 0 => actions.push(Action::Collect(uid.to_owned())),
+                _ => actions.push(Action::Forget(uid.to_owned())),
+            }
         }
         actions
     }
@@ -159,6 +187,15 @@ impl Graph {
 
     fn dependents_of(&self, uid: &str) -> impl Iterator<Item = &Uid> {
         self.dependents.get(uid).into_iter().flatten()
+    }
+
+    /// Whether an object has an owner besides this one that does not wait for it to go.
+    fn is_kept(&self, dependent: &str, owner: &str) -> bool {
+        let stays = |uid: &Uid| {
+            let waits = |o: &Object| o.is_deleting && o.finalizers.iter().any(|f| f == FOREGROUND);
+            self.objects.get(uid).is_some_and(|o| !waits(o))
+        };
+        self.objects.get(dependent).is_some_and(|o| o.owners.iter().any(|r| r.uid != owner && stays(&r.uid)))
     }
 
     fn blocks(&self, dependent: &str, owner: &str) -> bool {
@@ -241,7 +278,7 @@ mod tests {
     fn dependents_follow_their_last_owner() {
         let mut graph = graph(&[("a", &[]), ("b", &[]), ("c", &["a"]), ("d", &["a", "b"])]);
         assert_eq!(graph.review_all(), []);
-        assert_eq!(graph.remove("a"), [Action::Collect(uid("c"))]);
+        assert_eq!(graph.remove("a"), [Action::Collect(uid("c")), Action::Forget(uid("d"))]);
         assert_eq!(graph.remove("b"), [Action::Collect(uid("d"))]);
         assert_eq!(graph.review_all(), [Action::Collect(uid("c")), Action::Collect(uid("d"))]);
     }
@@ -265,12 +302,32 @@ mod tests {
     }
 
     #[test]
+    fn another_owner_keeps_a_dependent() {
+        let mut graph = graph(&[("a", &[]), ("b", &[]), ("d", &["a", "b"])]);
+        assert_eq!(graph.put("a", deleting(object(&[]), FOREGROUND)), [Action::Disown(uid("d"), uid("a"))]);
+        assert_eq!(graph.put("d", object(&["b"])), [Action::Unblock(uid("a"), FOREGROUND)]);
+    }
+
+    #[test]
     fn orphans_are_disowned() {
         let mut graph = graph(&[("a", &[]), ("c", &["a"])]);
         graph.put("a", deleting(object(&[]), ORPHAN));
         assert_eq!(graph.review("a"), [Action::Disown(uid("c"), uid("a"))]);
-        graph.put("c", object(&[]));
-        assert_eq!(graph.review("a"), [Action::Unblock(uid("a"), ORPHAN)]);
+        // The change of the last dependent frees its former owner.
+        assert_eq!(graph.put("c", object(&[])), [Action::Unblock(uid("a"), ORPHAN)]);
+        assert_eq!(graph.put("c", object(&[])), []);
+        // One that comes late is let go too.
+        assert_eq!(graph.put("d", object(&["a"])), [Action::Disown(uid("d"), uid("a"))]);
+    }
+
+    #[test]
+    fn a_dependent_that_no_longer_blocks_frees_its_owner() {
+        let mut graph = graph(&[("a", &[]), ("c", &["a"])]);
+        graph.put("c", deleting(object(&["a"]), "x.io/hold"));
+        assert_eq!(graph.put("a", deleting(object(&[]), FOREGROUND)), []);
+        let mut freed = deleting(object(&["a"]), "x.io/hold");
+        freed.owners[0].blocks = false;
+        assert_eq!(graph.put("c", freed), [Action::Unblock(uid("a"), FOREGROUND)]);
     }
 
     #[test]

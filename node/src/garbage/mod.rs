@@ -23,6 +23,9 @@ use crate::cache::refused;
 use graph::{Action, Graph, Object, Owner};
 use remaining::Remaining;
 
+/// An action that has failed so often before is told.
+const FAILURES_TOLD: u32 = 3;
+
 /// Only what is needed to know owners is read of each object.
 type Meta = PartialObjectMeta<DynamicObject>;
 
@@ -145,6 +148,7 @@ impl Collector {
                 let mut gone: BTreeSet<String> = self.graph.of_resource(resource).into_iter().collect();
                 for object in objects {
                     gone.remove(object.metadata.uid.as_deref().unwrap_or_default());
+                    // Everything is reviewed below.
                     self.put(resource, object);
                 }
                 for uid in gone {
@@ -158,16 +162,13 @@ impl Collector {
                     Vec::new()
                 };
             }
-            Event::Put(resource, object) => {
-                let uid = self.put(resource, *object);
-                self.graph.review(&uid)
-            }
+            Event::Put(resource, object) => self.put(resource, *object),
             Event::Gone(object) => self.graph.remove(object.metadata.uid.as_deref().unwrap_or_default()),
         };
         if was_complete { actions } else { Vec::new() }
     }
 
-    fn put(&mut self, resource: usize, object: Meta) -> String {
+    fn put(&mut self, resource: usize, object: Meta) -> Vec<Action> {
         let api = &self.resources[resource].api;
         let meta = object.metadata;
         let owner = |o: k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| Owner {
@@ -187,8 +188,7 @@ impl Collector {
             finalizers: meta.finalizers.unwrap_or_default(),
             is_namespace: api.kind == "Namespace" && api.group.is_empty(),
         };
-        self.graph.put(&uid, object);
-        uid
+        self.graph.put(&uid, object)
     }
 
     fn due(&self) -> Vec<Action> {
@@ -206,11 +206,31 @@ impl Collector {
                 self.failed.remove(&action);
             }
             Err(error) => {
-                tracing::debug!(?action, %error, "garbage collection");
                 let failures = self.failed.get(&action).map_or(0, |(_, failures)| *failures);
+                // What stays so is for someone to see, once; what passes by itself is not.
+                if failures == FAILURES_TOLD {
+                    let (namespace, name) = self.subject(&action);
+                    tracing::warn!(%namespace, %name, ?action, %error, "garbage collection is stuck, and goes on trying");
+                } else {
+                    tracing::debug!(?action, %error, "garbage collection");
+                }
                 let wait = self.retry * 2_u32.pow(failures.min(7));
                 self.failed.insert(action, (Instant::now() + wait, failures + 1));
             }
+        }
+    }
+
+    /// The namespace and the name of what an action is about.
+    fn subject<'a>(&'a self, action: &'a Action) -> (&'a str, &'a str) {
+        match action {
+            Action::Collect(uid)
+            | Action::Delete(uid)
+            | Action::Disown(uid, _)
+            | Action::Forget(uid)
+            | Action::Unblock(uid, _) => {
+                self.graph.get(uid).map_or(("", uid), |object| (&object.namespace, &object.name))
+            }
+            Action::Empty(name) | Action::ReportNamespace(name) | Action::FinishNamespace(name) => ("", name),
         }
     }
 
@@ -233,6 +253,22 @@ impl Collector {
                 let Some(object) = self.graph.get(uid) else { return Ok(()) };
                 self.edit(object, |meta| {
                     meta.owner_references.get_or_insert_default().retain(|o| o.uid != *owner);
+                })
+                .await
+            }
+            Action::Forget(uid) => {
+                let Some(object) = self.graph.get(uid) else { return Ok(()) };
+                let mut gone = BTreeSet::new();
+                for owner in &object.owners {
+                    if self.graph.get(&owner.uid).is_none() && !self.exists(&object.namespace, owner).await? {
+                        gone.insert(&owner.uid);
+                    }
+                }
+                if gone.is_empty() {
+                    return Ok(());
+                }
+                self.edit(object, |meta| {
+                    meta.owner_references.get_or_insert_default().retain(|o| !gone.contains(&o.uid));
                 })
                 .await
             }

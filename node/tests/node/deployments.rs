@@ -8,8 +8,11 @@ use ember_node::address::Block;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service};
 use kube::Api;
-use kube::api::{DeleteParams, PostParams, PropagationPolicy};
-use serde_json::json;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+    PropagationPolicy,
+};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, TEST_APP, deployment, eventually, is_ready};
@@ -193,5 +196,65 @@ pub(crate) async fn dependents_follow_their_owner_and_namespaces_empty() {
     })
     .await;
     assert!(team.list(&Default::default()).await.unwrap().items.is_empty());
+    cluster.stop().await;
+}
+
+pub(crate) async fn dependents_stay_where_their_owner_lets_them_go() {
+    let cluster = Cluster::start().await;
+    let serving = |kind: &str, plural: &str| -> Api<DynamicObject> {
+        let gvk = GroupVersionKind::gvk("serving.knative.dev", "v1", kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+        Api::namespaced_with(cluster.client.clone(), "default", &resource)
+    };
+    let services = serving("Service", "services");
+    let template = json!({"spec": {"containers": [{"name": "c", "image": "dev.local/host"}]}});
+    let object = |kind: &str, metadata: Value, spec: Value| -> DynamicObject {
+        let value =
+            json!({"apiVersion": "serving.knative.dev/v1", "kind": kind, "metadata": metadata, "spec": spec});
+        serde_json::from_value(value).unwrap()
+    };
+    let service = object("Service", json!({"name": "hello"}), json!({"template": template}));
+    let made = services.create(&PostParams::default(), &service).await.unwrap();
+    let child = json!({
+        "name": "hello", "labels": {"serving.knative.dev/service": "hello"},
+        "ownerReferences": [{"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "hello",
+            "uid": made.metadata.uid, "controller": true, "blockOwnerDeletion": true}]
+    });
+    let (configurations, routes) = (serving("Configuration", "configurations"), serving("Route", "routes"));
+    let configuration = object("Configuration", child.clone(), json!({"template": template}));
+    configurations.create(&PostParams::default(), &configuration).await.unwrap();
+    let route = object("Route", child, json!({"traffic": [{"configurationName": "hello", "percent": 100}]}));
+    routes.create(&PostParams::default(), &route).await.unwrap();
+
+    let orphan =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    services.delete("hello", &orphan).await.unwrap();
+    eventually("the owner goes", async || services.get_opt("hello").await.unwrap().is_none().then_some(()))
+        .await;
+    for api in [&configurations, &routes] {
+        let left = api.get("hello").await.unwrap();
+        assert_eq!(left.metadata.owner_references, None);
+        assert_eq!(left.metadata.deletion_timestamp, None);
+        // What is left can be changed like any other.
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/a": "b"}}}));
+        api.patch("hello", &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    // A reference to an owner that is gone does not outlive it, while another one keeps the object.
+    let maps = cluster.api::<ConfigMap>();
+    let map = |name: &str, owners: &[&ConfigMap]| -> ConfigMap {
+        let reference = |owner: &&ConfigMap| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": owner.metadata.name, "uid": owner.metadata.uid});
+        let owners: Vec<Value> = owners.iter().map(reference).collect();
+        serde_json::from_value(json!({"metadata": {"name": name, "ownerReferences": owners}})).unwrap()
+    };
+    let one = maps.create(&PostParams::default(), &map("one", &[])).await.unwrap();
+    let other = maps.create(&PostParams::default(), &map("other", &[])).await.unwrap();
+    maps.create(&PostParams::default(), &map("both", &[&one, &other])).await.unwrap();
+    maps.delete("one", &DeleteParams::default()).await.unwrap();
+    eventually("one owner is left", async || {
+        let owners = maps.get("both").await.unwrap().metadata.owner_references?;
+        (owners.len() == 1 && owners[0].name == "other").then_some(())
+    })
+    .await;
     cluster.stop().await;
 }

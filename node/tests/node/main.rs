@@ -47,6 +47,7 @@ const TESTS: &[Test] = tests![
     deployments::termination_waits_for_the_sidecar,
     deployments::a_new_template_replaces_the_old_one,
     deployments::dependents_follow_their_owner_and_namespaces_empty,
+    deployments::dependents_stay_where_their_owner_lets_them_go,
     nodes::shutdown_ends_every_process,
     nodes::two_nodes_run_side_by_side,
     volumes::lie_where_the_container_wants_them,
