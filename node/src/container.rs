@@ -385,7 +385,11 @@ impl PodContext {
             abort.abort();
         }
         log.close();
-        let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let fallback = match container.termination_message_policy.as_deref() {
+            Some(policy) => policy == "FallbackToLogsOnError",
+            // Knative says it of the containers of a service, and leaves these out.
+            None => matches!(index, Index::Init(_)),
+        };
         let said = self.last_words(container).await;
         let (exit_code, message) = match exit_code {
             Ok(0) => (0, said),

@@ -9,7 +9,7 @@ use ember_api::autoscaling::v1alpha1::PodAutoscaler;
 use ember_api::conditions::Condition;
 use ember_api::names;
 use ember_api::serving::v1::{Revision, RevisionStatus};
-use ember_api::status::Conditioned;
+use ember_api::status::{Conditioned, Status};
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -110,9 +110,26 @@ impl Planner<'_> {
             return Ok(());
         }
         self.system_certificate()?;
+        let told = self.status().condition(RevisionStatus::RESOURCES_AVAILABLE).cloned();
         self.deployment()?;
         self.images();
-        self.pod_autoscaler()
+        self.pod_autoscaler()?;
+        self.keep_reason(told);
+        Ok(())
+    }
+
+    /// A Deployment that is given up is scaled to zero. The pod is gone then that showed why, and what it showed says
+    /// more than that the initial scale was never achieved.
+    fn keep_reason(&mut self, told: Option<Condition>) {
+        let is_gone =
+            self.live.as_ref().is_some_and(|live| live.spec.as_ref().is_some_and(|s| s.replicas == Some(0)));
+        let autoscaler = self.observed.pod_autoscaler.as_deref().and_then(|pa| pa.status.as_ref());
+        let is_given_up = autoscaler.is_some_and(|status| !status.is_scale_target_initialized());
+        let Some(told) = told.filter(|told| told.is_false() && is_gone && is_given_up) else { return };
+        let now = self.now;
+        if !self.status().condition(RevisionStatus::CONTAINER_HEALTHY).is_some_and(Condition::is_false) {
+            self.status().mark_resources_available_false(&told.reason, &told.message, now);
+        }
     }
 
     /// Whether the digests are known.
