@@ -119,13 +119,19 @@ impl Planner<'_> {
     }
 
     /// A Deployment that is given up is scaled to zero. The pod is gone then that showed why, and what it showed says
-    /// more than that the initial scale was never achieved.
+    /// more than that time is up and the initial scale was never achieved.
     fn keep_reason(&mut self, told: Option<Condition>) {
-        let is_gone =
-            self.live.as_ref().is_some_and(|live| live.spec.as_ref().is_some_and(|s| s.replicas == Some(0)));
+        let deployment = self.live.as_ref().and_then(|live| live.status.as_ref());
+        let is_available = deployment.is_some_and(|status| status.available_replicas.unwrap_or(0) > 0);
         let autoscaler = self.observed.pod_autoscaler.as_deref().and_then(|pa| pa.status.as_ref());
-        let is_given_up = autoscaler.is_some_and(|status| !status.is_scale_target_initialized());
-        let Some(told) = told.filter(|told| told.is_false() && is_gone && is_given_up) else { return };
+        let was_never_up = autoscaler.is_some_and(|status| !status.is_scale_target_initialized());
+        if is_available || !was_never_up || self.observed.pod.is_some() {
+            return;
+        }
+        let is_shown = |told: &Condition| {
+            told.is_false() && told.reason != RevisionStatus::REASON_PROGRESS_DEADLINE_EXCEEDED
+        };
+        let Some(told) = told.filter(is_shown) else { return };
         let now = self.now;
         if !self.status().condition(RevisionStatus::CONTAINER_HEALTHY).is_some_and(Condition::is_false) {
             self.status().mark_resources_available_false(&told.reason, &told.message, now);
