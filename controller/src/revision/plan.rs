@@ -9,7 +9,7 @@ use ember_api::autoscaling::v1alpha1::PodAutoscaler;
 use ember_api::conditions::Condition;
 use ember_api::names;
 use ember_api::serving::v1::{Revision, RevisionStatus};
-use ember_api::status::{Conditioned, Status};
+use ember_api::status::Conditioned;
 use ember_reconcile::apply::Action;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -110,32 +110,9 @@ impl Planner<'_> {
             return Ok(());
         }
         self.system_certificate()?;
-        let told = self.status().condition(RevisionStatus::RESOURCES_AVAILABLE).cloned();
         self.deployment()?;
         self.images();
-        self.pod_autoscaler()?;
-        self.keep_reason(told);
-        Ok(())
-    }
-
-    /// A Deployment that is given up is scaled to zero. The pod is gone then that showed why, and what it showed says
-    /// more than that time is up and the initial scale was never achieved.
-    fn keep_reason(&mut self, told: Option<Condition>) {
-        let deployment = self.live.as_ref().and_then(|live| live.status.as_ref());
-        let is_available = deployment.is_some_and(|status| status.available_replicas.unwrap_or(0) > 0);
-        let autoscaler = self.observed.pod_autoscaler.as_deref().and_then(|pa| pa.status.as_ref());
-        let was_never_up = autoscaler.is_some_and(|status| !status.is_scale_target_initialized());
-        if is_available || !was_never_up || self.observed.pod.is_some() {
-            return;
-        }
-        let is_shown = |told: &Condition| {
-            told.is_false() && told.reason != RevisionStatus::REASON_PROGRESS_DEADLINE_EXCEEDED
-        };
-        let Some(told) = told.filter(is_shown) else { return };
-        let now = self.now;
-        if !self.status().condition(RevisionStatus::CONTAINER_HEALTHY).is_some_and(Condition::is_false) {
-            self.status().mark_resources_available_false(&told.reason, &told.message, now);
-        }
+        self.pod_autoscaler()
     }
 
     /// Whether the digests are known.

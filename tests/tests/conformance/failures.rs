@@ -83,14 +83,3 @@ async fn a_failing_init_container_is_told_with_its_words() {
     assert_eq!(ready["reason"], "ExitCode5", "{ready}");
     assert!(ready["message"].as_str().unwrap().contains("no database here"), "{ready}");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_cannot_be_had_is_told_by_name() {
-    let mount = json!({"name": "host", "mountPath": "/host"});
-    let app = json!({"image": "dev.local/host", "command": ["ember", "app"], "volumeMounts": [mount]});
-    let volume = json!({"name": "host", "hostPath": {"path": "/etc"}});
-    let pod = json!({"containers": [app], "volumes": [volume]});
-    let ready = after_its_pod("kubernetes.podspec-volumes-hostpath", "host", &pod).await;
-    assert_eq!(ready["reason"], "CreateContainerConfigError", "{ready}");
-    assert!(ready["message"].as_str().unwrap().contains("hostPath"), "{ready}");
-}
