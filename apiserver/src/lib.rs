@@ -22,6 +22,7 @@ mod metadata;
 mod object;
 mod openapi;
 mod patch;
+mod pod_columns;
 mod pod_log;
 mod protobuf;
 mod request;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::jsonpath::JsonPath;
 use crate::object::{self, Object};
+use crate::pod_columns;
 use crate::resource::Resource;
 
 #[derive(Debug, Clone)]
@@ -69,7 +70,7 @@ impl Column {
     }
 }
 
-fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+pub(crate) fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
     value.pointer(path).unwrap_or(&Value::Null)
 }
 
@@ -81,7 +82,7 @@ fn text(value: &Value, path: &str) -> String {
     }
 }
 
-fn items<'a>(value: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
+pub(crate) fn items<'a>(value: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
     at(value, path).as_array().into_iter().flatten()
 }
 
@@ -98,31 +99,6 @@ fn entries(value: &Value) -> usize {
 fn labels(value: &Value, path: &str) -> Value {
     let map = at(value, path).as_object();
     joined(map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())))
-}
-
-fn pod_status(pod: &Value) -> Value {
-    let waiting = items(pod, "/status/containerStatuses").find_map(|status| {
-        let reason = |path| at(status, path).as_str().filter(|r| !r.is_empty());
-        reason("/state/waiting/reason").or_else(|| reason("/state/terminated/reason"))
-    });
-    if object::is_terminating(pod) {
-        return "Terminating".into();
-    }
-    let reason = at(pod, "/status/reason").as_str().or(waiting);
-    reason.or_else(|| at(pod, "/status/phase").as_str()).unwrap_or("Unknown").into()
-}
-
-fn pod_ready(pod: &Value) -> Value {
-    let ready = items(pod, "/status/containerStatuses").filter(|s| s["ready"] == true).count();
-    format!("{ready}/{}", items(pod, "/spec/containers").count()).into()
-}
-
-fn pod_restarts(pod: &Value) -> Value {
-    items(pod, "/status/containerStatuses")
-        .filter_map(|s| s["restartCount"].as_i64())
-        .sum::<i64>()
-        .to_string()
-        .into()
 }
 
 fn count(value: &Value, path: &str) -> i64 {
@@ -203,9 +179,9 @@ pub(crate) fn builtin(resource: &Resource) -> Vec<Column> {
     let c = Column::computed;
     let mut columns: Vec<Column> = match (resource.group, resource.plural) {
         ("", "pods") => vec![
-            c("Ready", 0, pod_ready),
-            c("Status", 0, pod_status),
-            c("Restarts", 0, pod_restarts),
+            c("Ready", 0, pod_columns::ready),
+            c("Status", 0, pod_columns::status),
+            c("Restarts", 0, pod_columns::restarts),
             Column::age(),
             c("IP", 1, |p| text(p, "/status/podIP").into()),
             c("Node", 1, |p| text(p, "/spec/nodeName").into()),

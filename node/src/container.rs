@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::BackOff;
 use crate::env::{self, Sources};
+use crate::event::{Kind, Told};
 use crate::helper::protocol::{Identity, Start};
 use crate::kubelet::Node;
 use crate::logs::Run;
@@ -51,7 +52,14 @@ pub(crate) struct PodContext {
 }
 
 /// Why a container is not started: a waiting reason and a message.
-struct NotReady(&'static str, String);
+struct NotReady(&'static str, String, Cause);
+
+/// What it is that keeps a container from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Container,
+    Volume,
+}
 
 /// How a container's task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +86,41 @@ impl PodContext {
     pub(crate) async fn tell(&self, index: Index, change: Change) {
         // The receiver is gone only when the pod is.
         let _ = self.events.send((index, change)).await;
+    }
+
+    /// Has an Event written about a container.
+    pub(crate) fn record(
+        &self,
+        index: Index,
+        container: &str,
+        kind: Kind,
+        reason: &'static str,
+        message: String,
+    ) {
+        self.node.events.record(Told::new(&self.pod, kind, reason, message).of(index, container));
+    }
+
+    /// Has Events written about why a container is not started.
+    fn record_not_ready(&self, index: Index, container: &Container, why: &NotReady) {
+        let NotReady(reason, message, cause) = why;
+        let record = |reason, message| self.record(index, &container.name, Kind::Warning, reason, message);
+        match (*reason, cause) {
+            ("ErrImagePull", _) => {
+                record("Failed", message.clone());
+                record("Failed", "Error: ErrImagePull".to_owned());
+            }
+            ("ImagePullBackOff", _) => {
+                let message =
+                    format!("Back-off pulling image {:?}", container.image.as_deref().unwrap_or_default());
+                self.record(index, &container.name, Kind::Normal, "BackOff", message);
+                record("Failed", "Error: ImagePullBackOff".to_owned());
+            }
+            (_, Cause::Volume) => {
+                let told = Told::new(&self.pod, Kind::Warning, "FailedMount", message.clone());
+                self.node.events.record(told);
+            }
+            (_, Cause::Container) => record("Failed", format!("Error: {message}")),
+        }
     }
 
     /// The environment of a container, its references read from the API.
@@ -117,6 +160,14 @@ impl PodContext {
                 self.uid()
             );
             self.tell(index, Change::Waiting { reason: "CrashLoopBackOff", message: Some(message) }).await;
+            // Without the time, so that each wait counts the same Event up.
+            let message = format!(
+                "Back-off restarting failed container {container} in pod {}_{}({})",
+                self.name(),
+                self.namespace(),
+                self.uid()
+            );
+            self.record(index, container, Kind::Warning, "BackOff", message);
         }
         self.sleep(wait).await
     }
@@ -146,8 +197,10 @@ impl PodContext {
             let began = Instant::now();
             let exit_code = match self.attempt_run(index, &container, attempts).await {
                 Ok(exit_code) => exit_code,
-                Err(NotReady(reason, message)) => {
+                Err(why) => {
                     attempts += 1;
+                    self.record_not_ready(index, &container, &why);
+                    let NotReady(reason, message, _) = why;
                     self.tell(index, Change::Waiting { reason, message: Some(message) }).await;
                     if !self.sleep(self.node.config.back_off.initial).await {
                         return End::Stopped;
@@ -177,18 +230,21 @@ impl PodContext {
 
     /// What to start, or why not.
     async fn prepare(&self, container: &Container, attempts: u32) -> Result<Start, NotReady> {
-        let config_error = |message: String| NotReady("CreateContainerConfigError", message);
+        let config_error =
+            |message: String| NotReady("CreateContainerConfigError", message, Cause::Container);
+        let mount_error = |message: String| NotReady("CreateContainerConfigError", message, Cause::Volume);
         let image = container.image.as_deref().unwrap_or_default();
         if !is_host_image(image) {
             let message = format!(
                 "cannot run image {image:?}: this machine runs only {HOST_IMAGE} images, programs of the host"
             );
             return Err(if attempts == 0 {
-                NotReady("ErrImagePull", message)
+                NotReady("ErrImagePull", message, Cause::Container)
             } else {
                 NotReady(
                     "ImagePullBackOff",
                     format!("Back-off pulling image {image:?}: ErrImagePull: {message}"),
+                    Cause::Container,
                 )
             });
         }
@@ -209,7 +265,7 @@ impl PodContext {
                 env.push((name.to_owned(), value.to_owned()));
             }
         }
-        let mounts = self.mounts(container, &env, identity).await.map_err(config_error)?;
+        let mounts = self.mounts(container, &env, identity).await.map_err(mount_error)?;
         let declared = container.working_dir.as_deref().filter(|dir| !dir.is_empty());
         Ok(Start {
             id: 0,
@@ -277,12 +333,16 @@ impl PodContext {
         let template = Start { args: Vec::new(), ..start.clone() };
         let Process { id, pid, output, mut exit } = match runtime.start(start).await {
             Ok(process) => process,
-            Err(StartError::Mounts(error)) => return Err(NotReady("CreateContainerConfigError", error)),
+            Err(StartError::Mounts(error)) => {
+                return Err(NotReady("CreateContainerConfigError", error, Cause::Volume));
+            }
             Err(StartError::Program(error)) => {
+                let message = format!("failed to start container {:?}: {error}", container.name);
+                self.record(index, &container.name, Kind::Warning, "Failed", format!("Error: {message}"));
                 let terminated = Terminated {
                     exit_code: 128,
                     reason: "StartError".to_owned(),
-                    message: Some(format!("failed to start container {:?}: {error}", container.name)),
+                    message: Some(message),
                     started_at,
                     finished_at: Timestamp::now(),
                 };
@@ -325,7 +385,11 @@ impl PodContext {
             abort.abort();
         }
         log.close();
-        let fallback = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let fallback = match container.termination_message_policy.as_deref() {
+            Some(policy) => policy == "FallbackToLogsOnError",
+            // Knative says it of the containers of a service, and leaves these out.
+            None => matches!(index, Index::Init(_)),
+        };
         let said = self.last_words(container).await;
         let (exit_code, message) = match exit_code {
             Ok(0) => (0, said),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::address::Addresses;
 use crate::cache::{Cache, Key};
 use crate::config::Config;
+use crate::event::Events;
 use crate::pod;
 use crate::ports::{self, PortMap, Ports};
 use crate::resource::Machine;
@@ -27,6 +28,7 @@ pub(crate) struct Node {
     pub(crate) pods: Cache<Pod>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) sidecar: Arc<dyn Sidecar>,
+    pub(crate) events: Events,
     pub(crate) shutdown: CancellationToken,
     /// What has been warned about.
     pub(crate) warned: Mutex<HashSet<String>>,
@@ -78,6 +80,7 @@ impl Node {
         client: Client,
         runtime: Arc<dyn Runtime>,
         sidecar: Arc<dyn Sidecar>,
+        events: Events,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let addresses = Addresses::new(config.block, config.reserved.iter().copied());
@@ -89,6 +92,7 @@ impl Node {
             pods: Cache::new(),
             runtime,
             sidecar,
+            events,
             shutdown,
             warned: Mutex::default(),
             machine: Machine::current(),

@@ -12,6 +12,7 @@ mod container;
 pub mod deployment;
 pub mod endpoints;
 pub mod env;
+mod event;
 pub mod garbage;
 pub mod helper;
 mod ignored;
@@ -46,6 +47,7 @@ pub use runtime::{Process, Runtime, StartError, Stop};
 pub use sidecar::{Sidecar, SidecarHandle, SidecarSpec};
 
 use cache::Cache;
+use event::Events;
 use kubelet::Node;
 
 /// Why a node does not run.
@@ -82,7 +84,8 @@ pub async fn run_with(
 ) {
     // Left by a node that was killed.
     volume::remove(&config.volumes).await;
-    let node = Node::new(config, client.clone(), Arc::clone(&runtime), sidecar, shutdown.clone());
+    let (events, write_events) = Events::new(client.clone(), config.node_name.clone(), shutdown.clone());
+    let node = Node::new(config, client.clone(), Arc::clone(&runtime), sidecar, events, shutdown.clone());
     let (deployments, services, endpoints) =
         (Cache::<Deployment>::new(), Cache::<Service>::new(), Cache::<Endpoints>::new());
     let tasks = TaskTracker::new();
@@ -95,6 +98,7 @@ pub async fn run_with(
     tasks.spawn(deployment::run(Arc::clone(&node), deployments));
     tasks.spawn(endpoints::run(Arc::clone(&node), services, endpoints));
     tasks.spawn(garbage::run(client, node.config.retry, shutdown));
+    tasks.spawn(write_events);
     tasks.close();
     Arc::clone(&node).run().await;
     volume::remove(&node.config.volumes).await;

@@ -9,6 +9,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{sleep, timeout};
 
 use crate::container::PodContext;
+use crate::event::Kind;
 use crate::helper::protocol::Start;
 use crate::pod_status::{Change, Index};
 use crate::probe::{self, Tally, Timing};
@@ -20,11 +21,22 @@ impl PodContext {
     pub(crate) async fn monitor(&self, index: Index, container: &Container, template: &Start) -> Duration {
         let fail = |kind: &str, probe: &Probe, error: String| {
             tracing::warn!(pod = self.name(), container = container.name, "{kind} probe failed: {error}");
+            let message = format!(
+                "Container {} failed {} probe, will be restarted",
+                container.name,
+                kind.to_lowercase()
+            );
+            self.record(index, &container.name, Kind::Normal, "Killing", message);
             let own = probe.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
             own.map_or(self.grace, Duration::from_secs)
         };
+        let unhealthy = |kind: &str, error: &str| {
+            let message = format!("{kind} probe failed: {error}");
+            self.record(index, &container.name, Kind::Warning, "Unhealthy", message);
+        };
         if let Some(probe) = &container.startup_probe
-            && let Err(error) = self.verdict(&mut Tally::new(probe), probe, template).await
+            && let Err(error) =
+                self.verdict(&mut Tally::new(probe), probe, template, |e| unhealthy("Startup", e)).await
         {
             return fail("Startup", probe, error);
         }
@@ -36,7 +48,8 @@ impl PodContext {
             };
             let mut tally = Tally::new(probe);
             loop {
-                let ready = self.verdict(&mut tally, probe, template).await.is_ok();
+                let verdict = self.verdict(&mut tally, probe, template, |e| unhealthy("Readiness", e)).await;
+                let ready = verdict.is_ok();
                 self.tell(index, Change::Ready(ready)).await;
             }
         };
@@ -44,7 +57,8 @@ impl PodContext {
             let Some(probe) = &container.liveness_probe else { return pending().await };
             let mut tally = Tally::new(probe);
             loop {
-                if let Err(error) = self.verdict(&mut tally, probe, template).await {
+                let verdict = self.verdict(&mut tally, probe, template, |e| unhealthy("Liveness", e)).await;
+                if let Err(error) = verdict {
                     return fail("Liveness", probe, error);
                 }
             }
@@ -55,11 +69,20 @@ impl PodContext {
         }
     }
 
-    /// Attempts a probe until an outcome is to be believed.
-    async fn verdict(&self, tally: &mut Tally, probe: &Probe, template: &Start) -> Result<(), String> {
+    /// Attempts a probe until an outcome is to be believed; `failed` hears of every attempt that fails.
+    async fn verdict(
+        &self,
+        tally: &mut Tally,
+        probe: &Probe,
+        template: &Start,
+        failed: impl Fn(&str),
+    ) -> Result<(), String> {
         loop {
             sleep(tally.wait()).await;
             let outcome = self.attempt(probe, template).await;
+            if let Err(error) = &outcome {
+                failed(error);
+            }
             if tally.count(outcome.is_ok()) {
                 return outcome;
             }

@@ -11,13 +11,14 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::BackOff;
 use crate::cache::{refused, status_patch};
 use crate::container::{End, PodContext};
 use crate::env;
+use crate::event::Kind;
 use crate::kubelet::{Lease, Node};
 use crate::pod_status::{Change, Index, PodFacts, Terminated};
 use crate::ports::{self, QUEUE_PROXY};
@@ -28,6 +29,8 @@ use crate::volume::Volumes;
 const AFTER_KILL: Duration = Duration::from_secs(5);
 /// The grace of a pod that vanished from the API without being drained: it was deleted by force.
 const VANISHED_GRACE: Duration = Duration::from_secs(2);
+/// How often an Event tells that a pod is not ready; as often as a kubelet probes.
+const NOT_READY_EVENT: Duration = Duration::from_secs(10);
 
 /// Namespace and name of the Revision that a pod belongs to, for the log.
 pub(crate) fn revision(pod: &Pod) -> String {
@@ -347,6 +350,7 @@ async fn run_sidecar(context: Arc<PodContext>, index: Index, container: Containe
             Ok(env) => env,
             Err(message) => {
                 let reason = "CreateContainerConfigError";
+                context.record(index, &container.name, Kind::Warning, "Failed", format!("Error: {message}"));
                 context.tell(index, Change::Waiting { reason, message: Some(message) }).await;
                 tokio::select! {
                     () = tokio::time::sleep(context.node.config.back_off.initial) => continue,
@@ -399,16 +403,22 @@ async fn follow(
     mut handle: crate::sidecar::SidecarHandle,
 ) -> Result<(), String> {
     let (mut draining, mut readable) = (false, true);
+    let mut late = interval_at(Instant::now() + NOT_READY_EVENT, NOT_READY_EVENT);
     let mut known = false;
     loop {
         let ready = *handle.readiness.borrow_and_update();
         if ready != known {
             known = ready;
+            late.reset();
             context.tell(index, Change::Ready(ready)).await;
         }
         tokio::select! {
             outcome = &mut handle.stopped => return outcome,
             changed = handle.readiness.changed(), if readable => readable = changed.is_ok(),
+            _ = late.tick(), if !known && !draining => {
+                let message = "Readiness probe failed: the app does not pass the sidecar's probe";
+                context.record(index, QUEUE_PROXY, Kind::Warning, "Unhealthy", message.to_owned());
+            }
             () = context.drain.cancelled(), if !draining => {
                 draining = true;
                 handle.drain.cancel();

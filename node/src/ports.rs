@@ -81,7 +81,8 @@ pub fn declared(spec: &PodSpec) -> Vec<i32> {
 }
 
 /// The pod's spec with every declared port replaced by the picked one: container ports, `PORT`, probes, and
-/// `USER_PORT` and the readiness probe in queue-proxy's environment. `$(PORT)` follows from `PORT`.
+/// `USER_PORT` and the readiness probe in queue-proxy's environment. `$(PORT)` follows from `PORT`. A probe without a
+/// port is one of the container's first port: Knative says so of liveness and readiness, and leaves out startup.
 #[must_use]
 pub fn rewrite(spec: &PodSpec, ports: &PortMap) -> PodSpec {
     let mut spec = spec.clone();
@@ -102,16 +103,32 @@ fn rewrite_app(container: &mut Container, ports: &PortMap) {
         .flatten()
         .filter_map(|p| p.name.clone().map(|name| (name, p.container_port)))
         .collect();
+    let own = container.ports.iter().flatten().next().map(|port| port.container_port);
     for probe in [&mut container.liveness_probe, &mut container.startup_probe, &mut container.readiness_probe]
         .into_iter()
         .flatten()
     {
+        if let Some(own) = own {
+            fill_in_port(probe, own);
+        }
         rewrite_probe(probe, &named, ports);
     }
     for port in container.ports.iter_mut().flatten() {
         port.container_port = mapped(port.container_port, ports);
     }
     rewrite_env(container, "PORT", ports);
+}
+
+/// Kubernetes has no port 0: it stands for none.
+fn fill_in_port(probe: &mut Probe, own: i32) {
+    let actions =
+        [probe.http_get.as_mut().map(|a| &mut a.port), probe.tcp_socket.as_mut().map(|a| &mut a.port)];
+    for port in actions.into_iter().flatten().filter(|port| **port == IntOrString::Int(0)) {
+        *port = IntOrString::Int(own);
+    }
+    if let Some(action) = probe.grpc.as_mut().filter(|action| action.port == 0) {
+        action.port = own;
+    }
 }
 
 fn rewrite_probe(probe: &mut Probe, named: &BTreeMap<String, i32>, ports: &PortMap) {
@@ -224,6 +241,26 @@ mod tests {
         assert_eq!(env[1].value.as_deref(), Some("8012"));
         let probe: Value = serde_json::from_str(env[2].value.as_deref().unwrap()).unwrap();
         assert_eq!(probe, json!({"tcpSocket": {"port": 20_001, "host": "127.0.0.1"}, "successThreshold": 1}));
+    }
+
+    #[test]
+    fn a_probe_without_a_port_is_of_the_containers_own() {
+        for (probe, path) in [
+            (json!({"httpGet": {"path": "/"}}), "/httpGet/port"),
+            (json!({"httpGet": {"path": "/", "port": 0}}), "/httpGet/port"),
+            (json!({"tcpSocket": {"port": 0}}), "/tcpSocket/port"),
+            (json!({"grpc": {"port": 0}}), "/grpc/port"),
+        ] {
+            let mut spec = spec();
+            spec.containers[0].startup_probe = Some(serde_json::from_value(probe.clone()).unwrap());
+            let after = rewrite(&spec, &PortMap::from([(8080, 20_001)]));
+            let rewritten = serde_json::to_value(&after.containers[0].startup_probe).unwrap();
+            assert_eq!(rewritten.pointer(path), Some(&json!(20_001)), "{probe}");
+            // Whose ports are not declared has none to fill in.
+            spec.containers[0].ports = None;
+            let after = rewrite(&spec, &PortMap::new());
+            assert_eq!(after.containers[0].startup_probe, spec.containers[0].startup_probe);
+        }
     }
 
     #[test]

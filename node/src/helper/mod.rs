@@ -10,6 +10,7 @@ mod launcher_maker;
 mod mounts;
 mod process_tree;
 pub(crate) mod protocol;
+mod signals;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -119,6 +120,7 @@ impl Helper {
         rustix::thread::clear_ambient_capability_set()?;
         let _ = prctl::set_name(c"ember-helper");
         SigSet::all().thread_block()?;
+        signals::stop_ignoring();
         let mut child = SigSet::empty();
         child.add(Signal::SIGCHLD);
         let signals = SignalFd::with_flags(&child, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;

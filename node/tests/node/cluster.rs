@@ -10,7 +10,7 @@ use ember_node::backoff::BackOffConfig;
 use ember_node::{Config, LogOptions, Logs, Sidecar, SidecarHandle, SidecarSpec};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -151,6 +151,16 @@ impl Cluster {
             let status = self.api::<Deployment>().get(name).await.unwrap().status?;
             let found = status.conditions?.into_iter().find(|c| c.type_ == kind)?;
             (found.reason.as_deref() == Some(reason)).then_some(found.status)
+        })
+        .await
+    }
+
+    /// The first Event with this reason whose message has `part`, and which `wanted` likes.
+    pub(crate) async fn event(&self, reason: &str, part: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+        eventually(part, async || {
+            let events = self.api::<Event>().list(&Default::default()).await.unwrap().items;
+            let tells = |event: &Event| event.message.as_ref().is_some_and(|text| text.contains(part));
+            events.into_iter().find(|e| e.reason.as_deref() == Some(reason) && tells(e) && wanted(e))
         })
         .await
     }

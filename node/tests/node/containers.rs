@@ -27,13 +27,19 @@ pub(crate) async fn a_crash_loop_is_told_as_kubernetes_does() {
     assert!(message.starts_with("the reason is port 2"), "{message}: the picked port");
     let waiting = status["state"]["waiting"]["message"].as_str().unwrap();
     assert!(waiting.contains("restarting failed container=user-container pod=crash-"), "{waiting}");
+    let again = "Back-off restarting failed container user-container in pod crash-";
+    let event = cluster.event("BackOff", again, |event| event.count > Some(1)).await;
+    assert_eq!(event.involved_object.uid, pods[0].metadata.uid);
+    let path = event.involved_object.field_path.as_deref();
+    assert_eq!((event.type_.as_deref(), path), (Some("Warning"), Some("spec.containers{user-container}")));
+    assert_eq!(event.source.unwrap().component.as_deref(), Some("kubelet"));
     assert_eq!(cluster.condition("crash", "Progressing", "ProgressDeadlineExceeded").await, "False");
     cluster.stop().await;
 }
 
 pub(crate) async fn what_cannot_run_says_why() {
     let cluster = Cluster::start().await;
-    let expect = async |name: &str, app: Value, reason: &str, part: &str| {
+    let expect = async |name: &str, app: Value, reason: &str, part: &str, told: &str| {
         cluster.deploy(name, 1, app).await;
         let message = eventually(reason, async || {
             let pods = cluster.api::<Pod>().list(&Default::default()).await.unwrap().items;
@@ -49,18 +55,23 @@ pub(crate) async fn what_cannot_run_says_why() {
         })
         .await;
         assert!(message.contains(part), "{name}: {message}");
+        let event = cluster.event(told, part, |event| {
+            event.involved_object.name.as_ref().is_some_and(|pod| pod.starts_with(name))
+        });
+        event.await;
         cluster.api::<Deployment>().delete(name, &DeleteParams::default()).await.unwrap();
     };
     let image = json!({"image": "docker.io/library/nginx"});
-    expect("image", image.clone(), "ErrImagePull", "\"docker.io/library/nginx\"").await;
-    expect("image2", image, "ImagePullBackOff", "dev.local/host").await;
+    expect("image", image.clone(), "ErrImagePull", "\"docker.io/library/nginx\"", "Failed").await;
+    expect("image2", image, "ImagePullBackOff", "dev.local/host", "Failed").await;
     let missing = json!({"command": ["nope"]});
-    expect("missing", missing, "StartError", "exec: \"nope\": executable file not found in $PATH").await;
-    expect("command", json!({"command": []}), "CreateContainerConfigError", "command").await;
+    expect("missing", missing, "StartError", "exec: \"nope\": executable file not found in $PATH", "Failed")
+        .await;
+    expect("command", json!({"command": []}), "CreateContainerConfigError", "command", "Failed").await;
     let env = json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]});
-    expect("env", env, "CreateContainerConfigError", "configmap \"cm\" not found").await;
+    expect("env", env, "CreateContainerConfigError", "configmap \"cm\" not found", "Failed").await;
     let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/data"}]});
-    expect("mounts", mounts, "CreateContainerConfigError", "there is no volume \"v\"").await;
+    expect("mounts", mounts, "CreateContainerConfigError", "there is no volume \"v\"", "FailedMount").await;
     cluster.stop().await;
 }
 
@@ -83,5 +94,10 @@ pub(crate) async fn an_unhealthy_container_is_restarted() {
     gone(first).await;
     std::fs::remove_file(&sick).unwrap();
     cluster.pods("ready again", |pods| pods.iter().any(is_ready)).await;
+    cluster
+        .event("Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 500", |_| true)
+        .await;
+    let killing = "Container user-container failed liveness probe, will be restarted";
+    cluster.event("Killing", killing, |event| event.type_.as_deref() == Some("Normal")).await;
     cluster.stop().await;
 }

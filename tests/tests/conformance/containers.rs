@@ -75,6 +75,15 @@ async fn test_liveness_with_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_startup_probe_needs_no_port() {
+    let ember = Ember::start().await;
+    let probe = json!({"httpGet": {"path": "/healthz"}, "periodSeconds": 1, "failureThreshold": 3});
+    ready(&ember, &service("begun", &json!({"startupProbe": probe}), &json!({}))).await;
+    let status = status(&ember, "begun", "user-container").await.unwrap();
+    assert_eq!((&status["started"], &status["restartCount"]), (&json!(true), &json!(0)), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn test_probe_runtime() {
     let ember = Ember::start().await;
     let ask =

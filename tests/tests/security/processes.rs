@@ -12,8 +12,9 @@ use crate::app::{facts, is_root, started};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_gets_what_its_pod_declares_and_nothing_of_embers() {
-    // Ember itself has secrets and open files.
-    let leaky = "exec 9</etc/passwd; EMBER_LOG=warn EMBER_SECRET=x SECRET=x exec \"$@\"";
+    // Ember itself has secrets and open files, and is started by something like nohup.
+    let leaky =
+        "trap '' HUP INT QUIT USR1; exec 9</etc/passwd; EMBER_LOG=warn EMBER_SECRET=x SECRET=x exec \"$@\"";
     let ember = Ember::start_by(&["sh", "-c", leaky, "sh"], &[]).await;
     let fields = json!({"env": [{"name": "DECLARED", "value": "yes"}]});
     let facts = started(&ember, "given", &fields).await;

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use ember_tests::http::{Client, host};
 use ember_tests::instance::Ember;
+use ember_tests::{PATIENCE, eventually};
 
 use crate::manifests::sample;
 
@@ -193,4 +194,44 @@ spec:
     assert_eq!(kubectl.says(&["get", "cm,secrets,ksvc,revisions,pods,events", "-n", "team"]), "");
     // The log that was followed ended with its container.
     assert!(lines.all(|line| line.is_ok()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_in_trouble_is_shown_and_described() {
+    if kubectl_is_missing() {
+        return;
+    }
+    let ember = Ember::start().await;
+    let kubectl = Kubectl { ember: &ember, home: tempfile::tempdir().unwrap() };
+    let file = kubectl.home.path().join("pod.yaml");
+    let manifest = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: troubled
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: troubled}}
+  template:
+    metadata: {labels: {app: troubled}}
+    spec:
+      initContainers:
+      - {name: first, image: dev.local/host, command: [sh, -c, "echo nope; exit 5"]}
+      containers:
+      - {name: app, image: dev.local/host, command: [sleep, "100"]}
+"#;
+    std::fs::write(&file, manifest).unwrap();
+    kubectl.says(&["apply", "-f", file.to_str().unwrap()]);
+    let shown = async |what: &str, arguments: &[&str], parts: &[&str]| {
+        eventually(what, PATIENCE, || async {
+            let text = kubectl.says(arguments);
+            if parts.iter().all(|part| text.contains(part)) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    };
+    shown("its state", &["get", "pods"], &["Init:CrashLoopBackOff"]).await;
+    let told =
+        ["Exit Code:    5", "nope", "BackOff", "kubelet", "Back-off restarting failed container first"];
+    shown("its events", &["describe", "pods"], &told).await;
+    shown("all events", &["get", "events"], &["pod/troubled-"]).await;
 }
