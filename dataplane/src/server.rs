@@ -89,8 +89,8 @@ pub struct Options {
     /// stream nothing is taken until what was read from the backend in one go is.
     pub stall_timeout: Duration,
     /// How long an HTTP/1 client that has closed its side in one breath with its request may take nothing before the
-    /// request is given up. 10 min. It has no more to say, and waits for the answer. A request's own timers come first,
-    /// and a reset ends it within a second.
+    /// request is given up. 1 s. It has no more to say, and waits for the answer, or is gone. A request's own timers
+    /// come first, and a reset ends it within a second.
     pub half_closed_timeout: Duration,
     /// What is one breath: from the last byte of what it had to say. 50 ms.
     pub half_close_within: Duration,
@@ -124,7 +124,7 @@ impl Default for Options {
             max_pending_resets: 20,
             max_error_resets: 1024,
             stall_timeout: Duration::from_secs(600),
-            half_closed_timeout: Duration::from_secs(600),
+            half_closed_timeout: Duration::from_secs(1),
             half_close_within: Duration::from_millis(50),
             abandoned_timeout: Duration::from_secs(1),
             ping_interval: Duration::from_secs(60),
