@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::absence::Absence;
 use crate::config::Config;
 use crate::dispatcher::Refused;
 use crate::http_metrics::{HttpMetrics, Measured};
@@ -202,6 +203,8 @@ impl Activation {
             Err(error) => return respond(&error),
         };
         outbound.set_protocol(revision.protocol);
+        outbound.allow_return();
+        let mut absence = Absence::default();
         let queued_at = self.shared.outbox.now();
         let (mut again, mut repeats) = (false, 0);
         let mut server_timing = None;
@@ -209,8 +212,12 @@ impl Activation {
         let mut secured = self.secured.then(|| Box::new(Secured::new(&revision.identity)));
         loop {
             let queued = Queued::enter(&revision.metrics);
-            let acquired = revision.dispatcher.acquire(again).await;
+            let acquired = absence.bound(revision.dispatcher.acquire(again)).await;
             drop(queued);
+            let acquired = match acquired {
+                Ok(acquired) => acquired,
+                Err(error) => return respond(&error),
+            };
             let grant = match acquired {
                 Ok(grant) => grant,
                 Err(Refused::QueueFull) => {
@@ -255,7 +262,7 @@ impl Activation {
                     return response;
                 }
                 Err(failure) => {
-                    let seen = !matches!(failure, Failure::Unsent(..));
+                    let seen = !matches!(failure, Failure::Unsent(..) | Failure::Refused(..));
                     let (intact, error) = failure.into_retry();
                     tracing::debug!(revision = %revision.key, address = %grant.address(), %error, "a pod failed");
                     if is_the_pods_fault(&error) {
@@ -266,6 +273,10 @@ impl Activation {
                     match intact {
                         Some(intact) if repeats <= MOST_REPEATS => outbound = intact,
                         _ => return respond(&error),
+                    }
+                    drop((grant, active));
+                    if let ProxyError::AppAway { patience, .. } = error {
+                        absence.refused(error, patience).await;
                     }
                 }
             }
@@ -278,7 +289,7 @@ impl Activation {
 /// be the client's doing.
 fn is_the_pods_fault(error: &ProxyError) -> bool {
     match error {
-        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } => true,
+        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } | ProxyError::AppAway { .. } => true,
         ProxyError::NoResponse(error) => !error.is_user(),
         _ => false,
     }

@@ -1,6 +1,7 @@
 //! Buffers requests for revisions without capacity, reports them to the autoscaler, and shares them out fairly among
 //! a revision's pods.
 
+mod absence;
 pub mod assignment;
 pub mod clock;
 pub mod coldstart;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -248,6 +249,11 @@ impl Body {
                 if last {
                     received.conn.received_all();
                 }
+                if let Poll::Ready(Some(Err(error))) = &polled
+                    && is_malformed(error)
+                {
+                    received.conn.receive_garbage();
+                }
                 polled.map_err(Into::into)
             }
             Kind::Leased(leased) => {
@@ -286,6 +292,14 @@ impl Body {
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         }
     }
+}
+
+/// Whether a client's body broke because it is not what HTTP/1 knows as one, and not because the client is gone.
+fn is_malformed(error: &hyper::Error) -> bool {
+    use std::error::Error as _;
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source
+        .is_some_and(|error| matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
 impl Leased {

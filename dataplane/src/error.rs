@@ -22,6 +22,14 @@ pub enum ProxyError {
         /// What the system said.
         source: io::Error,
     },
+    /// The pod is there, but its app does not listen. It has seen nothing of the request.
+    #[error("dial tcp {address}: connect: connection refused")]
+    AppAway {
+        /// The pod, or in the pod the app.
+        address: Address,
+        /// How long a request may wait for the app to come back.
+        patience: Duration,
+    },
     /// No connection within the time allowed.
     #[error("timed out dialing {address} after {:.2}s", elapsed.as_secs_f64())]
     ConnectTimeout {
@@ -77,7 +85,7 @@ impl ProxyError {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Connect { .. } => "connect",
+            Self::Connect { .. } | Self::AppAway { .. } => "connect",
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::NoResponse(_) => "no_response",
             Self::Broken(_) => "broken",
@@ -94,6 +102,7 @@ impl ProxyError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Connect { .. }
+            | Self::AppAway { .. }
             | Self::ConnectTimeout { .. }
             | Self::Tls(_)
             | Self::NoResponse(_)

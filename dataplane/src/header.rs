@@ -22,6 +22,12 @@ pub const DIRECT_LB: HeaderName = HeaderName::from_static("knative-direct-lb");
 pub const KUBELET_PROBE: HeaderName = HeaderName::from_static("k-kubelet-probe");
 /// The traffic tag a request was routed by.
 pub const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
+/// On requests from a hop of Ember's that can take them back and serve them elsewhere, for the sidecar; never reaches
+/// the app.
+pub const RETURNABLE: HeaderName = HeaderName::from_static("ember-returnable");
+/// The sidecar's answer to such a request when the app does not listen: the app has seen nothing of it. The value is
+/// how long the app may be waited for, in milliseconds. Never reaches a client.
+pub const APP_AWAY: HeaderName = HeaderName::from_static("ember-app-away");
 /// Whether the request matched the default route.
 pub const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
 /// RFC 7239.

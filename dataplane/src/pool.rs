@@ -312,6 +312,10 @@ impl Lease {
         self.reused
     }
 
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
     pub(crate) fn sender(&mut self) -> &mut SendRequest<Body> {
         &mut self.connection.sender
     }

@@ -5,6 +5,8 @@
 //!
 //! - nothing of the request was written, or the backend promises not to have looked at it (HTTP/2: it refused the
 //!   stream, or went away before it): any method, anywhere ([`Failure::Unsent`]);
+//! - a sidecar has handed it back, because its app does not listen: any method, anywhere, as long as the body can be
+//!   had back ([`Failure::Refused`]);
 //! - the connection ended before any byte of a response: safe methods, and requests with an `Idempotency-Key`, as
 //!   long as the body is empty ([`Failure::NoResponse`]);
 //! - otherwise never.
@@ -12,6 +14,7 @@
 mod h2c;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -25,11 +28,12 @@ use crate::address::Address;
 use crate::body::Body;
 use crate::drain::Drain;
 use crate::error::ProxyError;
-use crate::header::{IDEMPOTENCY_KEY, X_FORWARDED_FOR, X_IDEMPOTENCY_KEY};
+use crate::header::{APP_AWAY, IDEMPOTENCY_KEY, RETURNABLE, X_FORWARDED_FOR, X_IDEMPOTENCY_KEY};
 use crate::pool::{Lease, Pool};
 use crate::protocol::Protocol;
 use crate::server::Conn;
 use crate::upgrade::{self, Tunnel};
+use crate::upload::{self, Upload};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -46,6 +50,8 @@ struct Message {
     /// The protocol the client asks to switch to, and its connection's side of that.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
     protocol: Protocol,
+    /// A sidecar may hand it back.
+    returnable: bool,
 }
 
 impl Outbound {
@@ -85,18 +91,49 @@ impl Outbound {
         if let Some(target) = request.uri().path_and_query().filter(|_| request.uri().scheme().is_some()) {
             *request.uri_mut() = Uri::from(target.clone());
         }
-        Ok(Self(Box::new(Message { request, upgrade, protocol: Protocol::Http1 })))
+        Ok(Self(Box::new(Message { request, upgrade, protocol: Protocol::Http1, returnable: false })))
     }
 
     /// A request of the component's own, sent as it is.
     #[must_use]
     pub fn direct(request: Request<Body>) -> Self {
-        Self(Box::new(Message { request, upgrade: None, protocol: Protocol::Http1 }))
+        Self(Box::new(Message { request, upgrade: None, protocol: Protocol::Http1, returnable: false }))
     }
 
     /// What the backend speaks; HTTP/1.1 unless said.
     pub fn set_protocol(&mut self, protocol: Protocol) {
         self.0.protocol = protocol;
+    }
+
+    /// Lets a pod's sidecar hand the request back when its app does not listen ([`Failure::Refused`]). Not if the body
+    /// is known to be too long to be had back.
+    pub fn allow_return(&mut self) {
+        self.0.returnable = self.0.request.body().size_hint().lower() <= upload::KEPT as u64;
+        if self.0.returnable {
+            self.headers_mut().insert(RETURNABLE, HeaderValue::from_static("true"));
+        } else {
+            self.headers_mut().remove(RETURNABLE);
+        }
+    }
+
+    /// Whether whoever sent the request by [`Outbound::allow_return`] can have it back, as far as is known of its body
+    /// without having read it.
+    #[must_use]
+    pub fn can_return(&self) -> bool {
+        let body = self.0.request.body();
+        body.is_end_stream() || body.size_hint().exact().is_some_and(|length| length <= upload::KEPT as u64)
+    }
+
+    /// Reads ahead in a body of unknown length until `until`. Returns whether it has come to an end, so that the sender
+    /// can have it back. A client that waits to be asked for its body is not asked.
+    pub async fn read_ahead(&mut self, until: Instant) -> bool {
+        if self.headers().contains_key(header::EXPECT) {
+            return false;
+        }
+        let body = std::mem::take(self.0.request.body_mut());
+        let (body, whole) = upload::read_ahead(body, until).await;
+        *self.0.request.body_mut() = body;
+        whole
     }
 
     /// The request's headers.
@@ -150,6 +187,25 @@ impl Outbound {
         self.0.request.body().is_end_stream() && (safe || keyed())
     }
 
+    /// Keeps a hand on the body, if the request may be handed back.
+    fn hold(&mut self) -> Option<Upload> {
+        let body = self.0.request.body_mut();
+        if !self.0.returnable || body.is_end_stream() {
+            return None;
+        }
+        let (upload, sending) = upload::share(std::mem::take(body));
+        *body = Body::sending(sending);
+        Some(upload)
+    }
+
+    /// With the body that `upload` has a hand on, or as it is; `None` if it cannot be had back.
+    fn restored(mut self, upload: Option<Upload>) -> Option<Self> {
+        if let Some(upload) = upload {
+            *self.0.request.body_mut() = upload.take_back()?;
+        }
+        Some(self)
+    }
+
     /// A copy without the body.
     fn head(&self) -> Self {
         let mut request = Request::new(Body::empty());
@@ -157,7 +213,9 @@ impl Outbound {
         *request.uri_mut() = self.0.request.uri().clone();
         *request.version_mut() = self.0.request.version();
         *request.headers_mut() = self.0.request.headers().clone();
-        Self(Box::new(Message { request, upgrade: self.0.upgrade.clone(), protocol: self.0.protocol }))
+        let Message { upgrade, protocol, returnable, .. } = &*self.0;
+        let (upgrade, protocol, returnable) = (upgrade.clone(), *protocol, *returnable);
+        Self(Box::new(Message { request, upgrade, protocol, returnable }))
     }
 }
 
@@ -166,6 +224,9 @@ impl Outbound {
 pub enum Failure {
     /// Nothing of the request was written. It is intact and may go to another backend, whatever its method.
     Unsent(Outbound, ProxyError),
+    /// The pod's sidecar has handed the request back: its app does not listen ([`ProxyError::AppAway`]). It is intact
+    /// and may go to another pod, whatever its method.
+    Refused(Outbound, ProxyError),
     /// The connection ended before any byte of a response, and the request may be repeated.
     NoResponse(Outbound, ProxyError),
     /// Not to be repeated.
@@ -177,7 +238,9 @@ impl Failure {
     #[must_use]
     pub fn into_retry(self) -> (Option<Outbound>, ProxyError) {
         match self {
-            Self::Unsent(request, error) | Self::NoResponse(request, error) => (Some(request), error),
+            Self::Unsent(request, error)
+            | Self::Refused(request, error)
+            | Self::NoResponse(request, error) => (Some(request), error),
             Self::Final(error) => (None, error),
         }
     }
@@ -186,7 +249,10 @@ impl Failure {
     #[must_use]
     pub fn error(&self) -> &ProxyError {
         match self {
-            Self::Unsent(_, error) | Self::NoResponse(_, error) | Self::Final(error) => error,
+            Self::Unsent(_, error)
+            | Self::Refused(_, error)
+            | Self::NoResponse(_, error)
+            | Self::Final(error) => error,
         }
     }
 }
@@ -202,6 +268,23 @@ fn unconnected(outbound: Outbound, error: ProxyError) -> Failure {
     match error {
         ProxyError::Tls(_) => Failure::Final(error),
         _ => Failure::Unsent(outbound, error),
+    }
+}
+
+/// How long the app may be waited for, if `response` is a sidecar's that hands the request back. Only who said that it
+/// can have it back understands it so.
+fn returned<B>(response: &Response<B>, returnable: bool) -> Option<Duration> {
+    let patience = response.headers().get(APP_AWAY).filter(|_| returnable)?;
+    let millis = patience.to_str().ok().and_then(|patience| patience.parse().ok()).unwrap_or(0);
+    Some(Duration::from_millis(millis))
+}
+
+/// The pod at `address` has handed the request back; `intact`: unless its body cannot be had back.
+fn refused(intact: Option<Outbound>, address: Address, patience: Duration) -> Failure {
+    let error = ProxyError::AppAway { address, patience };
+    match intact {
+        Some(intact) => Failure::Refused(intact, error),
+        None => Failure::Final(error),
     }
 }
 
@@ -264,22 +347,41 @@ impl Proxy {
         }
     }
 
-    async fn exchange(&self, outbound: Outbound, mut lease: Lease) -> Result<Response<Body>, Failure> {
-        // What can be sent again from here is what has no body; the copy is the price of never losing it.
-        let copy = outbound.0.request.body().is_end_stream().then(|| outbound.head());
+    async fn exchange(&self, mut outbound: Outbound, mut lease: Lease) -> Result<Response<Body>, Failure> {
+        let upload = outbound.hold();
+        // What can be sent again from here is what has no body, or one that is kept; the copy is the price of never
+        // losing it.
+        let kept = upload.is_some() || outbound.0.request.body().is_end_stream();
+        let copy = kept.then(|| outbound.head());
         let replayable = outbound.is_replayable();
         let meter = lease.meter();
         let before = meter.as_ref().map(|meter| meter.traffic());
-        let Message { mut request, upgrade, protocol } = *outbound.0;
+        let Message { mut request, upgrade, protocol, returnable } = *outbound.0;
         hold_for_continue(&mut request);
         match lease.sender().try_send_request(request).await {
-            Ok(response) => self.respond(response, upgrade, lease),
+            Ok(response) => {
+                if let Some(patience) = returned(&response, returnable) {
+                    let address = lease.address().clone();
+                    if upload.is_none() && response.body().is_end_stream() {
+                        lease.give_back();
+                    }
+                    return Err(refused(copy.and_then(|copy| copy.restored(upload)), address, patience));
+                }
+                if let Some(upload) = &upload {
+                    upload.settle();
+                }
+                self.respond(response, upgrade, lease)
+            }
             Err(mut error) => {
                 let intact = error.take_message();
                 let error = error.into_error();
                 if let Some(request) = intact {
-                    let outbound = Outbound(Box::new(Message { request, upgrade, protocol }));
-                    return Err(Failure::Unsent(outbound, ProxyError::NoResponse(error)));
+                    let outbound = Outbound(Box::new(Message { request, upgrade, protocol, returnable }));
+                    let error = ProxyError::NoResponse(error);
+                    return Err(match outbound.restored(upload) {
+                        Some(outbound) => Failure::Unsent(outbound, error),
+                        None => Failure::Final(error),
+                    });
                 }
                 let (Some(before), Some(after)) = (before, meter.map(|meter| meter.traffic())) else {
                     return Err(Failure::Final(ProxyError::Broken(error)));
@@ -290,7 +392,10 @@ impl Proxy {
                 let unsent = after.written == before.written;
                 let error = ProxyError::NoResponse(error);
                 Err(match copy {
-                    Some(copy) if unsent => Failure::Unsent(copy, error),
+                    Some(copy) if unsent => match copy.restored(upload) {
+                        Some(intact) => Failure::Unsent(intact, error),
+                        None => Failure::Final(error),
+                    },
                     Some(copy) if replayable => Failure::NoResponse(copy, error),
                     _ => Failure::Final(error),
                 })

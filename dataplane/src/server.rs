@@ -88,9 +88,15 @@ pub struct Options {
     /// which is as long as a request may take by Knative's defaults. A request's own timers come first. Of an HTTP/2
     /// stream nothing is taken until what was read from the backend in one go is.
     pub stall_timeout: Duration,
-    /// How long an HTTP/1 client that has closed its side may take nothing before its request is given up. 1 s. It may
-    /// be gone, or wait for the answer: only a write tells.
+    /// How long an HTTP/1 client that has closed its side in one breath with its request may take nothing before the
+    /// request is given up. 1 s. It has no more to say, and waits for the answer, or is gone. A request's own timers
+    /// come first, and a reset ends it within a second.
     pub half_closed_timeout: Duration,
+    /// What is one breath: from the last byte of what it had to say. 50 ms.
+    pub half_close_within: Duration,
+    /// As [`half_closed_timeout`](Self::half_closed_timeout), for a client that has closed its side later than that. 1 s.
+    /// Most likely it has given up waiting, and nothing but a write could tell.
+    pub abandoned_timeout: Duration,
     /// How long an HTTP/2 client may be silent before it is asked for a sign of life. 60 s.
     pub ping_interval: Duration,
     /// How long it may take to give one. 20 s.
@@ -119,6 +125,8 @@ impl Default for Options {
             max_error_resets: 1024,
             stall_timeout: Duration::from_secs(600),
             half_closed_timeout: Duration::from_secs(1),
+            half_close_within: Duration::from_millis(50),
+            abandoned_timeout: Duration::from_secs(1),
             ping_interval: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
             tls: None,
@@ -140,6 +148,8 @@ pub struct Conn {
     receiving: AtomicBool,
     /// Part of the request's body has not been read.
     unread: AtomicBool,
+    /// What came as the request's body is none.
+    malformed: AtomicBool,
     /// All that was to be written has been.
     flushed: AtomicBool,
     /// Requests so far.
@@ -201,6 +211,7 @@ impl Conn {
             phase: AtomicU8::new(phase),
             receiving: AtomicBool::new(false),
             unread: AtomicBool::new(false),
+            malformed: AtomicBool::new(false),
             flushed: AtomicBool::new(true),
             served: AtomicU64::new(0),
             parked: AtomicU64::new(0),
@@ -250,6 +261,12 @@ impl Conn {
     pub(crate) fn begin_receiving(&self, more: bool) {
         self.receiving.store(more, Ordering::Relaxed);
         self.unread.store(more, Ordering::Relaxed);
+        self.malformed.store(false, Ordering::Relaxed);
+    }
+
+    /// The request's body cannot be read for the client's fault: whatever comes of the request, that is the answer.
+    pub(crate) fn receive_garbage(&self) {
+        self.malformed.store(true, Ordering::Relaxed);
     }
 
     /// Nobody waits for more of the request's body.
@@ -419,6 +436,11 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
         Ok(()) => handler.handle(request, conn).await,
         Err(response) => *response,
     };
+    let malformed = conn.malformed.load(Ordering::Relaxed);
+    if malformed {
+        // What came of the exchange is nobody's fault but the client's.
+        response = crate::error::status(StatusCode::BAD_REQUEST);
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         conn.phase.store(UPGRADED, Ordering::Relaxed);
     } else {
@@ -427,7 +449,7 @@ async fn answer<H: Handler>(request: Request<Incoming>, conn: &Arc<Conn>, handle
         let early = conn.receiving.load(Ordering::Relaxed);
         if multiplexed {
             response.headers_mut().remove(header::CONNECTION);
-        } else if early || conn.drain.is_announced() {
+        } else if early || malformed || conn.drain.is_announced() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.body_mut().attach(busy);

@@ -1,7 +1,7 @@
-//! A request's body on its way over a shared connection.
+//! A request's body on its way to a backend that may hand the request back.
 //!
 //! The connection's task sends the body; the exchange keeps a hand on it. So the body can be taken back when the
-//! backend has refused the stream, and it ends when the exchange does.
+//! backend has refused the request, and it ends when the exchange does.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,12 +11,14 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::body::{Body, Error};
 
 /// How much of a body that was sent already is kept, in bytes, until the backend has answered.
-const KEPT: usize = 64 << 10;
+pub(crate) const KEPT: usize = 64 << 10;
 
 /// The exchange's hand on the body.
 #[derive(Debug)]
@@ -54,6 +56,47 @@ pub(crate) fn share(body: Body) -> (Upload, Sending) {
     let state = State { body: Some(body), sent: Some(Vec::new()), bytes: 0, sender: None };
     let state = Arc::new(Mutex::new(state));
     (Upload(Arc::clone(&state)), Sending(state))
+}
+
+/// Reads ahead in `body` until `until`, up to [`KEPT`] bytes. Returns the same body, and whether all of it has come.
+pub(crate) async fn read_ahead(mut body: Body, until: Instant) -> (Body, bool) {
+    let mut sent = VecDeque::new();
+    let mut bytes = 0;
+    let mut whole = false;
+    while bytes <= KEPT && sent.len() < KEPT / 64 {
+        let Ok(frame) = tokio::time::timeout_at(until, body.frame()).await else { break };
+        let part = match frame {
+            Some(Ok(frame)) => Part::of(&frame),
+            Some(Err(error)) => {
+                // To be met again by who reads on.
+                let broken = futures::stream::iter([Err::<Frame<Bytes>, _>(error)]);
+                body = Body::stream(StreamBody::new(broken));
+                break;
+            }
+            None => {
+                body = Body::empty();
+                whole = bytes <= KEPT;
+                break;
+            }
+        };
+        if let Some(Part::Data(data)) = &part {
+            bytes += data.len();
+        }
+        sent.extend(part);
+    }
+    let body = if sent.is_empty() { body } else { Body::replay(Replay { sent, rest: body }) };
+    (body, whole)
+}
+
+impl Part {
+    /// `None` for a frame that is neither data nor trailers.
+    fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => Some(Self::Data(data.clone())),
+            (None, Some(trailers)) => Some(Self::Trailers(trailers.clone())),
+            (None, None) => None,
+        }
+    }
 }
 
 impl Upload {
@@ -116,11 +159,7 @@ impl Sending {
 impl State {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         let Some(sent) = &mut self.sent else { return };
-        let part = match (frame.data_ref(), frame.trailers_ref()) {
-            (Some(data), _) => Part::Data(data.clone()),
-            (None, Some(trailers)) => Part::Trailers(trailers.clone()),
-            (None, None) => return,
-        };
+        let Some(part) = Part::of(frame) else { return };
         self.bytes += frame.data_ref().map_or(0, Bytes::len);
         // A flood of empty frames counts, too.
         if self.bytes > KEPT || sent.len() >= KEPT / 64 {

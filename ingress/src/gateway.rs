@@ -25,7 +25,7 @@ const MOST_ATTEMPTS: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Headers that only Ember's own components may set.
-const INTERNAL: [HeaderName; 7] = [
+const INTERNAL: [HeaderName; 8] = [
     header::KUBELET_PROBE,
     header::PROXY_REQUEST,
     header::ORIGINAL_HOST,
@@ -33,6 +33,7 @@ const INTERNAL: [HeaderName; 7] = [
     header::DIRECT_LB,
     header::REVISION,
     header::NAMESPACE,
+    header::RETURNABLE,
 ];
 
 /// The handler of one worker.
@@ -90,6 +91,9 @@ impl Gateway {
     async fn forward(&self, mut outbound: Outbound, choice: &Choice) -> Response<Body> {
         let mut tried: Vec<Address> = Vec::new();
         outbound.set_protocol(choice.backend.protocol());
+        if choice.names_revision() {
+            outbound.allow_return();
+        }
         loop {
             let Some(target) = self.target(choice, &tried) else {
                 return http_error(

@@ -160,6 +160,7 @@ pub async fn run_on(
         io.clone(),
         config.app_host,
         config.http2_auto_detection,
+        whose(&config),
         stop_probing.clone(),
     );
     let app = Address::from((config.app_host, config.user_port));
@@ -245,6 +246,13 @@ pub async fn run_on(
     flush.await;
     tracing::info!(pod = config.pod, "drained");
     Ok(())
+}
+
+/// Whose app it is, for the log.
+fn whose(config: &Config) -> String {
+    let Config { namespace, service, revision, pod, .. } = config;
+    let service = if service.is_empty() { String::new() } else { format!("service {service}, ") };
+    format!("the app of pod {namespace}/{pod} ({service}revision {revision})")
 }
 
 /// Listens on `ip`; on a machine without IPv6, all addresses are all IPv4 addresses.

@@ -32,6 +32,9 @@ const AGGRESSIVE_BUDGET: Duration = Duration::from_secs(10);
 /// its chance.
 const AGGRESSIVE_ATTEMPT: Duration = Duration::from_millis(100);
 
+/// How long nothing is said after it was said that an app is not ready; twice as long each time after that.
+const REMINDER: Duration = Duration::from_secs(10);
+
 /// What is known so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Known {
@@ -57,16 +60,20 @@ struct Inner {
     current: Mutex<Option<Look>>,
     /// Why the latest attempt failed.
     error: Mutex<String>,
+    /// Whose app it is, for the log.
+    whose: String,
+    reminder: Mutex<Reminder>,
     stop: CancellationToken,
 }
 
 impl Readiness {
-    /// No probe: ready at once. `http2`: HTTP probes speak HTTP/2 to apps that do.
+    /// No probe: ready at once. `http2`: HTTP probes speak HTTP/2 to apps that do. `whose` app it is, is for the log.
     pub(crate) fn new(
         probes: Vec<Probe>,
         io: Io,
         app_host: std::net::IpAddr,
         http2: bool,
+        whose: String,
         stop: CancellationToken,
     ) -> Self {
         let ready = probes.is_empty();
@@ -77,6 +84,8 @@ impl Readiness {
             known: watch::Sender::new(known),
             current: Mutex::new(None),
             error: Mutex::default(),
+            whose,
+            reminder: Mutex::default(),
             stop,
         }))
     }
@@ -145,7 +154,7 @@ impl Readiness {
             answer = tokio::time::timeout(budget, known.wait_for(|known| known.started)) => {
                 let ready = matches!(answer, Ok(Ok(_)));
                 if !ready {
-                    tracing::warn!("not ready after {budget:?}: {}", self.0.error.lock());
+                    self.0.warn(budget);
                 }
                 ready
             }
@@ -179,7 +188,35 @@ impl Readiness {
     }
 }
 
+/// When the log is told again that an app is not ready: ever more seldom.
+#[derive(Debug, Default)]
+struct Reminder {
+    begun: Option<Instant>,
+    next: Duration,
+}
+
+impl Reminder {
+    /// How long the app has not been ready, if that is to be said at `now`, when it has not been for `least`.
+    fn due(&mut self, now: Instant, least: Duration) -> Option<Duration> {
+        let begun = *self.begun.get_or_insert(now.checked_sub(least).unwrap_or(now));
+        let waited = now.duration_since(begun);
+        (waited >= self.next).then(|| {
+            self.next = (waited * 2).max(REMINDER);
+            waited
+        })
+    }
+}
+
 impl Inner {
+    /// Says that the app has not been ready for `least`, unless that was said not long ago.
+    fn warn(&self, least: Duration) {
+        let due = self.reminder.lock().due(Instant::now(), least);
+        if let Some(waited) = due {
+            let error = self.error.lock();
+            tracing::warn!("{} is not ready after {}s: {error}", self.whose, waited.as_secs());
+        }
+    }
+
     /// How long an answer may take.
     fn budget(&self) -> Duration {
         let budget = |probe: &Probe| if probe.is_aggressive() { AGGRESSIVE_BUDGET } else { probe.timeout() };
@@ -195,7 +232,8 @@ impl Inner {
                 match self.prober.attempt(&probe.action, probe.timeout()).await {
                     Ok(()) => true,
                     Err(error) => {
-                        tracing::warn!("readiness probe failed: {error}");
+                        *self.error.lock() = error;
+                        self.warn(Duration::ZERO);
                         false
                     }
                 }
@@ -209,7 +247,7 @@ impl Inner {
         let longest = if probe.is_aggressive() { LAST_PAUSE } else { probe.period() };
         let (begun, mut timeout) = (Instant::now(), AGGRESSIVE_ATTEMPT);
         let mut successes = 0;
-        let mut failed = Failed { times: 0, last: String::new() };
+        let mut failed = Failed { inner: self, times: 0, last: String::new() };
         loop {
             let patience = if probe.is_aggressive() { timeout } else { probe.timeout() };
             match self.prober.attempt(&probe.action, patience).await {
@@ -238,6 +276,7 @@ impl Inner {
         self.known.send_modify(|known| {
             known.at = begun;
             if ready {
+                *self.reminder.lock() = Reminder::default();
                 *known = Known { ready: true, started: true, failures: 0, ..*known };
             } else {
                 known.failures += 1;
@@ -248,15 +287,39 @@ impl Inner {
 }
 
 /// Says once, at the end, how often a probe failed.
-struct Failed {
+struct Failed<'a> {
+    inner: &'a Inner,
     times: u32,
     last: String,
 }
 
-impl Drop for Failed {
+impl Drop for Failed<'_> {
     fn drop(&mut self) {
-        if self.times > 0 {
-            tracing::warn!("aggressive probe error (failed {} times): {}", self.times, self.last);
+        let Self { inner, times, last } = self;
+        if *times == 0 {
+            return;
         }
+        if inner.known.borrow().started {
+            // One look of many, for as long as the app is away.
+            inner.warn(AGGRESSIVE_BUDGET);
+        } else {
+            tracing::warn!("{}: aggressive probe error (failed {times} times): {last}", inner.whose);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_that_is_not_ready_is_told_of_ever_more_seldom() {
+        let (mut reminder, mut told) = (Reminder::default(), Vec::new());
+        for _ in 0..60 {
+            tokio::time::advance(AGGRESSIVE_BUDGET).await;
+            told.extend(reminder.due(Instant::now(), AGGRESSIVE_BUDGET).map(|waited| waited.as_secs()));
+        }
+        assert_eq!(told, [10, 20, 40, 80, 160, 320]);
+        assert_eq!(Reminder::default().due(Instant::now(), Duration::ZERO), Some(Duration::ZERO));
     }
 }

@@ -8,14 +8,14 @@ use ember_dataplane::body::Body;
 use ember_dataplane::breaker::Breaker;
 use ember_dataplane::drain::Quiet;
 use ember_dataplane::error::{ProxyError, http_error, respond, status, timed_out};
-use ember_dataplane::header::{NAMESPACE, ORIGINAL_HOST, PROXY_REQUEST, REVISION};
+use ember_dataplane::header::{APP_AWAY, NAMESPACE, ORIGINAL_HOST, PROXY_REQUEST, RETURNABLE, REVISION};
 use ember_dataplane::probe;
 use ember_dataplane::protocol::Protocol;
 use ember_dataplane::proxy::{Failure, Outbound, Proxy};
 use ember_dataplane::server::{Conn, Handler};
 use ember_dataplane::stats::Kind;
 use ember_dataplane::timeout::Timeouts;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tokio::time::Instant;
 
 use crate::forwarded;
@@ -149,11 +149,23 @@ impl Data {
     async fn forward(&self, mut outbound: Outbound, observation: &mut Observation) -> Response<Body> {
         outbound.headers_mut().remove(REVISION);
         outbound.headers_mut().remove(NAMESPACE);
+        let returnable = outbound.headers_mut().remove(RETURNABLE).is_some();
         outbound.set_protocol(self.protocol);
         observation.invoking(&self.observer, &mut outbound);
-        let answer = self.reach(outbound).await;
+        let answer = self.reach(outbound, returnable).await;
         observation.invoked(answer.as_ref().map(Response::status));
-        answer.unwrap_or_else(|error| failed(&error))
+        match answer {
+            Ok(mut response) => {
+                // Not the app's to say.
+                response.headers_mut().remove(APP_AWAY);
+                response
+            }
+            Err(ProxyError::AppAway { patience, .. }) => {
+                tracing::debug!("a request goes back: the app does not listen");
+                handed_back(patience)
+            }
+            Err(error) => failed(&error),
+        }
     }
 }
 
@@ -168,24 +180,39 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Data {
-    /// Sends the request to the app, which may be away for a moment. There is nowhere else to send it: a request that
-    /// the app may have seen is not repeated, except on a connection that was stale.
-    async fn reach(&self, mut outbound: Outbound) -> Result<Response<Body>, ProxyError> {
+    /// Sends the request to the app, which may be away for a moment. A `returnable` request goes back to the hop before,
+    /// which may know another pod. Any other has nowhere else to go and waits; one that the app may have seen is not
+    /// repeated, except on a connection that was stale.
+    async fn reach(&self, mut outbound: Outbound, returnable: bool) -> Result<Response<Body>, ProxyError> {
         let until = Instant::now() + self.app_absence;
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.proxy.forward(outbound, &self.app, None).await {
-                Err(Failure::Unsent(unsent, ProxyError::Connect { .. }))
-                    if Instant::now() < until && !self.quiet.is_draining() =>
-                {
+            let error = match self.proxy.forward(outbound, &self.app, None).await {
+                Err(Failure::Unsent(unsent, error @ ProxyError::Connect { .. })) => {
                     outbound = unsent;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LAST_PAUSE);
+                    error
                 }
                 other => return Ok(other?),
+            };
+            let next = Instant::now() + pause;
+            if returnable && (outbound.can_return() || outbound.read_ahead(next).await) {
+                return Err(ProxyError::AppAway { address: self.app.clone(), patience: self.app_absence });
             }
+            if Instant::now() >= until || self.quiet.is_draining() {
+                return Err(error);
+            }
+            tokio::time::sleep_until(next).await;
+            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
+}
+
+/// The answer that hands a request back to the hop before.
+fn handed_back(patience: Duration) -> Response<Body> {
+    let mut response = status(StatusCode::SERVICE_UNAVAILABLE);
+    let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    response.headers_mut().insert(APP_AWAY, HeaderValue::from(millis));
+    response
 }
 
 fn shutting_down() -> Response<Body> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -25,7 +25,7 @@ pub struct Answer {
 #[derive(Debug, Clone)]
 pub struct Client {
     gateway: SocketAddr,
-    inner: HyperClient<HttpConnector, Empty<Bytes>>,
+    inner: HyperClient<HttpConnector, Full<Bytes>>,
 }
 
 /// How long one request may take.
@@ -53,7 +53,20 @@ impl Client {
     pub async fn get_with(&self, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
         let request = Request::get(format!("http://{}{path}", self.gateway)).header(http::header::HOST, host);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
+        self.exchange(request.body(Full::default()).map_err(|e| e.to_string())?).await
+    }
+
+    /// POST of a body to `path` at a host.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn post(&self, host: &str, path: &str, body: &'static str) -> Result<Answer, String> {
+        let request =
+            Request::post(format!("http://{}{path}", self.gateway)).header(http::header::HOST, host);
+        self.exchange(request.body(Full::from(body)).map_err(|e| e.to_string())?).await
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
         let exchange = async {
             let response = self.inner.request(request).await.map_err(|e| format!("{e:?}"))?;
             let (parts, body) = response.into_parts();

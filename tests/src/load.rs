@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -17,6 +18,8 @@ pub struct Tally {
     pub answers: BTreeMap<String, u64>,
     /// Everything else.
     pub failures: Vec<String>,
+    /// How long the slowest of all took.
+    pub slowest: Duration,
 }
 
 impl Tally {
@@ -38,6 +41,22 @@ impl Load {
     /// `clients` clients that each ask again as soon as they are answered, until [`Load::stop`].
     #[must_use]
     pub fn start(gateway: SocketAddr, host: &str, path: &str, clients: usize) -> Self {
+        Self::begin(gateway, host, path, None, clients)
+    }
+
+    /// The same with requests that POST `body`.
+    #[must_use]
+    pub fn post(gateway: SocketAddr, host: &str, path: &str, body: &'static str, clients: usize) -> Self {
+        Self::begin(gateway, host, path, Some(body), clients)
+    }
+
+    fn begin(
+        gateway: SocketAddr,
+        host: &str,
+        path: &str,
+        body: Option<&'static str>,
+        clients: usize,
+    ) -> Self {
         let (stop, tally) = (CancellationToken::new(), Arc::new(Mutex::new(Tally::default())));
         let mut tasks = JoinSet::new();
         for _ in 0..clients {
@@ -45,8 +64,13 @@ impl Load {
             let (host, path, client) = (host.to_owned(), path.to_owned(), Client::new(gateway));
             tasks.spawn(async move {
                 while !stop.is_cancelled() {
-                    let result = client.get(&host, &path).await;
+                    let begun = Instant::now();
+                    let result = match body {
+                        None => client.get(&host, &path).await,
+                        Some(body) => client.post(&host, &path, body).await,
+                    };
                     let mut tally = tally.lock();
+                    tally.slowest = tally.slowest.max(begun.elapsed());
                     match result {
                         Ok(answer) if answer.status.is_success() => {
                             *tally.answers.entry(answer.text.trim().to_owned()).or_default() += 1;

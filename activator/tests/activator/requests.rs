@@ -127,6 +127,40 @@ async fn requests_for_a_dead_pod_go_to_another_without_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_hands_back_goes_to_another_or_waits_for_one() {
+    for concurrency in [0, 5] {
+        let world = World::start(json!({"containerConcurrency": concurrency}), |_| {}).await;
+        let (looping, other) = (Pod::start("looping").await, Pod::start("other").await);
+        world.pods(&[&looping], &[]).await;
+        assert_eq!(soon("the first answer", world.spawn("/", "")).await.unwrap(), ok("looping"));
+        looping.probe_status.store(503, Ordering::SeqCst);
+        looping.app_away.store(true, Ordering::SeqCst);
+
+        // Nobody else is there, and there is no time to wait.
+        let (status, text) = soon("an answer", world.spawn("/", " post")).await.unwrap();
+        assert_eq!(status, StatusCode::BAD_GATEWAY, "{text}");
+        let refused = format!("dial tcp {}: connect: connection refused\n", looping.addr);
+        assert_eq!(text, refused);
+
+        // Known to be away: requests wait, and the first pod that is there takes them.
+        looping.patience.store(20_000, Ordering::SeqCst);
+        looping.probe_status.store(200, Ordering::SeqCst);
+        let before = looping.seen.lock().len();
+        let waiting: Vec<_> = (0..5).map(|_| world.spawn("/", " post")).collect();
+        eventually("the pod to refuse", async || (looping.seen.lock().len() >= before + 5).then_some(()))
+            .await;
+        world.pods(&[&looping, &other], &[]).await;
+        for request in waiting {
+            assert_eq!(soon("an answer", request).await.unwrap(), ok("other post"));
+        }
+        looping.app_away.store(false, Ordering::SeqCst);
+        other.kill().await;
+        assert_eq!(soon("an answer", world.spawn("/", " post")).await.unwrap(), ok("looping post"));
+        world.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_gives_up_its_place() {
     let mut world = World::start(json!({"containerConcurrency": 1}), |config| {
         config.report_interval = Duration::from_millis(50);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A pod's queue-proxy: answers probes, and requests with its name. Requests for `/hold` wait for a permit, those for
+/// A pod's queue-proxy, Ember's: answers probes, and requests with its name. Requests for `/hold` wait for a permit, those for
 /// `/takes/N` take N milliseconds.
 pub struct Pod {
     pub name: &'static str,
@@ -29,6 +29,10 @@ pub struct Pod {
     pub probes: Mutex<Vec<HeaderMap>>,
     /// When each `/work` began and ended.
     pub work: Mutex<Vec<(Instant, Instant)>>,
+    /// Whether its app listens; requests are handed back while it does not.
+    pub app_away: AtomicBool,
+    /// The patience it asks for, in milliseconds.
+    pub patience: AtomicUsize,
     pub permits: Semaphore,
     pub in_flight: AtomicUsize,
     pub most: AtomicUsize,
@@ -46,6 +50,8 @@ impl Pod {
             probe_status: AtomicU16::new(200),
             probes: Mutex::default(),
             work: Mutex::default(),
+            app_away: AtomicBool::new(false),
+            patience: AtomicUsize::new(0),
             permits: Semaphore::new(0),
             in_flight: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
@@ -88,6 +94,11 @@ impl Pod {
             return Response::builder().status(status).body(Full::from(body)).unwrap();
         }
         self.seen.lock().push((request.uri().path().to_owned(), request.headers().clone()));
+        if self.app_away.load(Ordering::SeqCst) && request.headers().contains_key("ember-returnable") {
+            let patience = self.patience.load(Ordering::SeqCst);
+            let refusal = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE);
+            return refusal.header("ember-app-away", patience).body(Full::default()).unwrap();
+        }
         let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         let began = Instant::now();

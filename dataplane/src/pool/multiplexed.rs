@@ -128,11 +128,14 @@ impl Stream {
         upload: Option<Upload>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
         self.upload = upload;
-        let response = self.link.sender.clone().try_send_request(request).await?;
+        self.link.sender.clone().try_send_request(request).await
+    }
+
+    /// The backend has answered: the body will not be needed again.
+    pub(crate) fn settle(&self) {
         if let Some(upload) = &self.upload {
             upload.settle();
         }
-        Ok(response)
     }
 
     /// The hand on the body, after a failure.

@@ -8,7 +8,7 @@ use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{Failure, Outbound, Proxy, remove_hop_by_hop, unconnected};
+use super::{Failure, Outbound, Proxy, refused, remove_hop_by_hop, returned, unconnected};
 use crate::address::Address;
 use crate::body::Body;
 use crate::error::ProxyError;
@@ -34,7 +34,7 @@ impl Proxy {
             };
             connections += 1;
             let again = stream.is_reused() && connections < MOST_CONNECTIONS;
-            match exchange(outbound, stream, scheme).await {
+            match exchange(outbound, stream, address, scheme).await {
                 Err(Failure::Unsent(intact, _)) if again => outbound = intact,
                 Err(Failure::NoResponse(intact, _)) if again && !seen => {
                     seen = true;
@@ -49,6 +49,7 @@ impl Proxy {
 async fn exchange(
     mut outbound: Outbound,
     mut stream: Stream,
+    address: &Address,
     scheme: &Scheme,
 ) -> Result<Response<Body>, Failure> {
     let replayable = outbound.is_replayable();
@@ -62,7 +63,14 @@ async fn exchange(
     let request = translate(outbound.head().0.request, body, scheme);
     let before = stream.written();
     let mut error = match stream.send(request, upload).await {
-        Ok(response) => return Ok(respond(response, stream)),
+        Ok(response) => {
+            let Some(patience) = returned(&response, outbound.0.returnable) else {
+                stream.settle();
+                return Ok(respond(response, stream));
+            };
+            let upload = stream.take_upload();
+            return Err(refused(outbound.restored(upload), address.clone(), patience));
+        }
         Err(error) => error,
     };
     let returned = error.take_message().is_some();

@@ -48,8 +48,59 @@ pub(super) struct ServerStream {
     cut: Option<Pin<Box<Sleep>>>,
     stall: Stall,
     half_closed_timeout: Duration,
-    /// Runs from when the client closed its side, or took something after that.
-    half_closed: Option<Pin<Box<Sleep>>>,
+    half_close_within: Duration,
+    abandoned_timeout: Duration,
+    /// Since when the client has said nothing while its request is being served.
+    silent_since: Option<Instant>,
+    half_closed: Option<Box<HalfClosed>>,
+}
+
+/// How often it is looked whether a client that has closed its side has reset the connection: nothing tells by itself.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A client that has closed its side, and may take the answer all the same.
+struct HalfClosed {
+    /// In one breath with its request.
+    at_once: bool,
+    patience: Duration,
+    until: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl HalfClosed {
+    fn new(at_once: bool, patience: Duration) -> Box<Self> {
+        let until = Instant::now() + patience;
+        let sleep = Box::pin(tokio::time::sleep(patience.min(LOOK)));
+        Box::new(Self { at_once, patience, until, sleep })
+    }
+
+    /// Its request is complete: it may have as much patience.
+    fn wait_for(&mut self, patience: Duration) {
+        if self.patience < patience {
+            self.patience = patience;
+            self.until = Instant::now() + patience;
+        }
+    }
+
+    /// It has taken something.
+    fn taken(&mut self) {
+        self.until = Instant::now() + self.patience;
+    }
+
+    /// Ready when the patience is over, or the client has reset the connection.
+    fn poll(&mut self, inner: &Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            if let Some(error) = inner.socket().and_then(|socket| socket.take_error().ok().flatten()) {
+                return Poll::Ready(Err(error));
+            }
+            let now = Instant::now();
+            if self.until <= now {
+                return Poll::Ready(Ok(()));
+            }
+            self.sleep.as_mut().reset(self.until.min(now + LOOK));
+        }
+        Poll::Pending
+    }
 }
 
 impl AsyncRead for ServerStream {
@@ -71,10 +122,21 @@ impl AsyncRead for ServerStream {
         let ended =
             matches!(polled, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
         if ended && phase == BUSY {
-            // The client may be gone, or have no more to say; the rest of its request may still wait in a buffer.
-            let timeout = this.half_closed_timeout;
-            let patience = this.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-            return patience.as_mut().poll(cx).map(Ok);
+            // The client may be gone, or have no more to say; the rest of its request may still wait in a buffer. Who
+            // has no more to say says so at once, who gives up has waited.
+            let within = this.half_close_within;
+            let at_once = this.silent_since.is_none_or(|since| since.elapsed() <= within);
+            let abandoned = this.abandoned_timeout;
+            let half_closed = this.half_closed.get_or_insert_with(|| HalfClosed::new(at_once, abandoned));
+            if half_closed.at_once && !this.conn.unread.load(Ordering::Relaxed) {
+                half_closed.wait_for(this.half_closed_timeout);
+            }
+            return half_closed.poll(&this.inner, cx);
+        }
+        if polled.is_ready() || phase != BUSY {
+            this.silent_since = None;
+        } else if this.silent_since.is_none() {
+            this.silent_since = Some(Instant::now());
         }
         if polled.is_ready() && phase == IDLE && buf.filled().len() > before {
             this.conn.phase.store(HEAD, Ordering::Relaxed);
@@ -106,6 +168,9 @@ impl ServerStream {
             cut: None,
             stall: Stall::new(options.stall_timeout),
             half_closed_timeout: options.half_closed_timeout,
+            half_close_within: options.half_close_within,
+            abandoned_timeout: options.abandoned_timeout,
+            silent_since: None,
             half_closed: None,
         }
     }
@@ -115,7 +180,7 @@ impl ServerStream {
         if polled.is_ready() {
             self.stall.clear();
             if let Some(half_closed) = &mut self.half_closed {
-                half_closed.as_mut().reset(Instant::now() + self.half_closed_timeout);
+                half_closed.taken();
             }
             return polled;
         }

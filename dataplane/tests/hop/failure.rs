@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ember_dataplane::body::Body;
 use ember_dataplane::drain::Drain;
+use ember_dataplane::error::ProxyError;
 use ember_dataplane::io::Io;
 use ember_dataplane::pool::{self, Pool};
 use ember_dataplane::proxy::{Failure, Outbound, Proxy};
 use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
 
 use crate::hop::hop;
 use crate::wire::{OK, Wire, backend, closed_port};
@@ -93,4 +96,50 @@ async fn stale_connections_are_noticed_whatever_the_method() {
         response.into_body().collect(100).await.unwrap();
         assert_eq!(CONNECTIONS.load(Ordering::SeqCst), round);
     }
+}
+
+#[tokio::test]
+async fn what_a_sidecar_hands_back_is_intact_where_that_was_allowed() {
+    const AWAY: &str = "HTTP/1.1 503 Service Unavailable\r\nember-app-away: 7\r\ncontent-length: 0\r\n\r\n";
+    let away = backend(|mut wire| async move {
+        while wire.try_until("\r\n\r\n").await.is_ok() {
+            wire.send(AWAY).await;
+        }
+    })
+    .await;
+    let echo = backend(|mut wire| async move {
+        wire.until("ember-returnable: true").await;
+        wire.until("body").await;
+        wire.send(OK).await;
+        wire.rest().await;
+    })
+    .await;
+    let proxy = Proxy::new(Pool::new(Io::system(), pool::Options::default()), Drain::new());
+    let forward = async |outbound, addr: SocketAddr| proxy.forward(outbound, &addr.into(), None).await;
+    let returnable = |mut outbound: Outbound| {
+        outbound.allow_return();
+        outbound
+    };
+    let stream = || {
+        let frames = futures::stream::iter([Ok::<_, std::convert::Infallible>(Frame::data("body".into()))]);
+        let mut request = Request::new(Body::stream(StreamBody::new(frames)));
+        *request.method_mut() = http::Method::POST;
+        Outbound::direct(request)
+    };
+    for outbound in [post("body"), stream()] {
+        let Err(Failure::Refused(intact, error)) = forward(returnable(outbound), away).await else {
+            panic!()
+        };
+        let ProxyError::AppAway { address, patience } = &error else { panic!("{error}") };
+        assert_eq!((address, *patience), (&away.into(), std::time::Duration::from_millis(7)));
+        assert_eq!(forward(intact, echo).await.unwrap().status(), 200);
+    }
+    let Err(Failure::Refused(intact, _)) = forward(returnable(get()), away).await else { panic!() };
+    assert!(matches!(forward(intact, away).await, Err(Failure::Refused(..))));
+    // To who has not allowed it, it is an answer as any other.
+    assert_eq!(forward(post("body"), away).await.unwrap().status(), 503);
+    let long: &'static str = "x".repeat((64 << 10) + 1).leak();
+    let outbound = returnable(post(long));
+    assert!(!outbound.headers().contains_key("ember-returnable"), "it could not be had back");
+    assert_eq!(forward(outbound, away).await.unwrap().status(), 503);
 }

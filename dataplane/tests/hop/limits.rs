@@ -8,7 +8,7 @@ use ember_dataplane::timeout::Timeouts;
 use tokio::io::AsyncWriteExt;
 
 use crate::hop::{hop_with, limited_hop};
-use crate::wire::{OK, Wire, backend, eventually};
+use crate::wire::{LONG, OK, Wire, backend, eventually, soon};
 
 #[tokio::test]
 async fn timers_answer_504_or_end_the_body() {
@@ -86,4 +86,70 @@ async fn heads_are_bounded_in_time_and_size_and_idle_connections_are_not() {
     idle.until("ok").await;
     idle.send("GET / HT").await;
     assert_eq!(idle.rest().await, "", "later heads are timed from their first byte");
+}
+
+#[tokio::test]
+async fn who_has_no_more_to_say_is_answered_and_who_gives_up_is_not_waited_for() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let answer = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = std::sync::Arc::clone(&answer);
+    let addr = backend(move |mut wire| {
+        let (tell, permits) = (tell.clone(), std::sync::Arc::clone(&permits));
+        async move {
+            wire.until("\r\n\r\n").await;
+            tell.send("asked").unwrap();
+            tokio::select! {
+                permit = permits.acquire() => {
+                    permit.unwrap().forget();
+                    wire.send(OK).await;
+                    return;
+                }
+                _ = wire.rest() => {}
+            }
+            tell.send("cut").unwrap();
+        }
+    })
+    .await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let options = |within| Options {
+        half_closed_timeout: LONG,
+        half_close_within: within,
+        abandoned_timeout: Duration::from_millis(1),
+        ..Options::default()
+    };
+
+    let patient = limited_hop(addr, options(LONG)).await;
+    let mut client = Wire::connect(patient.addr).await;
+    client.send(request).await;
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    client.stream.shutdown().await.unwrap();
+    // Longer than anybody would be waited for who had given up.
+    assert!(tokio::time::timeout(Duration::from_millis(200), told.recv()).await.is_err());
+    answer.add_permits(1);
+    assert!(client.rest().await.ends_with("ok"));
+
+    // A reset is noticed all the same.
+    let mut client = Wire::connect(patient.addr).await;
+    client.send(request).await;
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    client.stream.shutdown().await.unwrap();
+    client.stream.set_zero_linger().unwrap();
+    drop(client);
+    assert_eq!(soon(told.recv()).await, Some("cut"));
+
+    // What is said later than in one breath is that nobody waits any more.
+    let hasty = limited_hop(addr, options(Duration::ZERO)).await;
+    let mut client = Wire::connect(hasty.addr).await;
+    client.send(request).await;
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    drop(client);
+    assert_eq!(soon(told.recv()).await, Some("cut"));
+
+    // A request that will never be complete is not waited for, whenever it ends.
+    let mut client = Wire::connect(patient.addr).await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhe").await;
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(soon(told.recv()).await, Some("asked"));
+    assert_eq!(soon(told.recv()).await, Some("cut"));
+    eventually("nothing is in flight", || patient.quiet.in_flight() + hasty.quiet.in_flight() == 0).await;
 }

@@ -89,6 +89,64 @@ async fn a_request_waits_for_an_app_that_is_started_again() {
 }
 
 #[tokio::test]
+async fn a_request_that_can_be_returned_goes_back_at_once_when_the_app_is_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    let config = Config { app_absence: LONG, ..config(addr.port(), &[]) };
+    let sidecar = Sidecar::start(config).await;
+    for rest in [
+        "\r\n",
+        "content-length: 3\r\n\r\nabc",
+        "content-length: 3\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    ] {
+        let mut wire = sidecar.connect(8012).await;
+        wire.send(&format!(
+            "POST / HTTP/1.1\r\nhost: app\r\nember-returnable: true\r\nconnection: close\r\n{rest}"
+        ))
+        .await;
+        let answer = wire.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{rest:?}: {answer}");
+        let patience = format!("\r\nember-app-away: {}\r\n", LONG.as_millis());
+        assert!(answer.contains(&patience), "{rest:?}: {answer}");
+    }
+    // Of these the sender may have forgotten a part.
+    let mut waiting = Vec::new();
+    for rest in [
+        format!("content-length: {0}\r\n\r\n{1}", (64 << 10) + 1, "a".repeat((64 << 10) + 1)),
+        "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n".to_owned(),
+    ] {
+        let mut wire = sidecar.connect(8012).await;
+        wire.send(&format!(
+            "POST / HTTP/1.1\r\nhost: app\r\nember-returnable: true\r\nconnection: close\r\n{rest}"
+        ))
+        .await;
+        waiting.push(wire);
+    }
+    app_at(addr, echo).await;
+    waiting[1].send("0\r\n\r\n").await;
+    for mut wire in waiting {
+        let answer = wire.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(!answer.contains("ember-returnable"), "the app sees nothing of it: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_app_cannot_hand_a_request_back() {
+    let port = app(|mut wire| async move {
+        wire.until("\r\n\r\n").await;
+        wire.send("HTTP/1.1 200 OK\r\nember-app-away: 1\r\ncontent-length: 4\r\n\r\ndone").await;
+    })
+    .await;
+    let sidecar = Sidecar::start(config(port, &[])).await;
+    let answer = sidecar.get(8012, "/", "ember-returnable: true\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+    assert!(!answer.contains("ember-app-away"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_taken_port_is_an_error_and_a_dropped_sidecar_frees_its_ports() {
     let port = app(echo).await;
     let first = Sidecar::start(config(port, &[])).await;

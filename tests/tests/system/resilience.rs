@@ -89,6 +89,10 @@ fn serve(stream: &AppStream) -> std::io::Result<()> {
                 return Ok(());
             }
             path => {
+                let length = head.to_lowercase().lines().find_map(|line| {
+                    line.strip_prefix("content-length: ").and_then(|length| length.parse().ok())
+                });
+                reader.read_exact(&mut vec![0; length.unwrap_or(0)])?;
                 let name = path.trim_start_matches('/');
                 let text = match name {
                     "pid" => std::process::id().to_string(),
@@ -178,6 +182,43 @@ async fn an_app_that_is_killed_under_load_costs_at_most_what_was_in_flight_on_it
         tally.answered(),
         tally.failures
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_go_around_an_app_that_crashes_again_and_again() {
+    const CLIENTS: usize = 8;
+    let ember = Ember::start().await;
+    ember.apply(&scripted("looping", &[("min-scale", "2"), ("max-scale", "2")], &json!({})).to_string());
+    ember.ready("looping").await;
+    let load = Load::post(ember.gateway, &host("looping"), "/pid", "some body", CLIENTS);
+    let pids = async |count: usize| {
+        eventually("every app has answered", PATIENCE, || async {
+            let answers = load.tally().answers;
+            if answers.len() >= count { Ok(()) } else { Err(answers) }
+        })
+        .await;
+        load.tally().answers.into_keys().collect::<Vec<_>>()
+    };
+    let both = pids(2).await;
+    let (mut mortal, other) = (both[0].clone(), both[1].clone());
+    let mut known = both;
+    for count in 3..=4 {
+        let pid = mortal.parse().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        gone(pid).await;
+        // The first successor comes at once, the second after a back-off.
+        let now = pids(count).await;
+        mortal = now.iter().find(|pid| !known.contains(pid)).unwrap().clone();
+        known = now;
+    }
+    let tally = load.stop().await;
+    assert!(tally.answers[&other] > 100, "the other app has served meanwhile: {tally:?}");
+    // What was under way in the app when it ended is lost.
+    assert!(
+        tally.failures.len() <= 2 * CLIENTS && tally.failures.iter().all(|failure| failure.ends_with("EOF")),
+        "{tally:?}"
+    );
+    assert!(tally.slowest < std::time::Duration::from_secs(3), "{tally:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

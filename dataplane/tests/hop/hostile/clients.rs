@@ -127,6 +127,32 @@ async fn pipelined_requests_of_who_does_not_read_are_taken_only_so_far() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_none_is_a_400() {
+    let (addr, _recorded) = recorder().await;
+    let hop = hop(addr).await;
+    for chunks in [
+        "zz\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "fffffffffffffffff\r\nhello",
+        "5\nhello\n0\n\n",
+        "5;a=\nb\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello0\r\n\r\n",
+    ] {
+        // At once, and after the request has begun to be forwarded.
+        for pieces in [[chunks, ""], ["3\r\nabc\r\n", chunks]] {
+            let mut client = Wire::connect(hop.addr).await;
+            let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+            client.send(format!("{head}{}", pieces.concat())).await;
+            let answer = client.rest().await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
+            assert!(answer.contains("connection: close\r\n"), "{chunks:?}: {answer}");
+        }
+    }
+    eventually("nothing is in flight", || hop.quiet.in_flight() == 0).await;
+    others_are_served(hop.addr).await;
+}
+
+#[tokio::test]
 async fn half_open_connections_end() {
     let (addr, _recorded) = recorder().await;
     let hop = hop(addr).await;
