@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::jsonpath::JsonPath;
-use crate::object::{self, Object};
+use crate::object::Object;
 use crate::pod_columns;
 use crate::resource::Resource;
 
