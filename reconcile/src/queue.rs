@@ -311,6 +311,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_retry_takes_the_place_of_a_later_look() {
+        let queue = WorkQueue::new();
+        queue.add_after("a".to_owned(), Duration::from_secs(30));
+        queue.add("a".to_owned());
+        let begin = Instant::now();
+        let (seen, mut runs) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let count = AtomicUsize::new(0);
+        let task = tokio::spawn(queue.clone().run(1, stop.clone(), move |_| {
+            seen.send(begin.elapsed().as_secs()).unwrap();
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if first {
+                    Err(std::io::Error::other("no"))
+                } else {
+                    Ok(Next::After(Duration::from_secs(34)))
+                }
+            }
+        }));
+        let mut at = Vec::new();
+        for _ in 0..3 {
+            at.push(runs.recv().await.unwrap());
+        }
+        // What the retry asks for counts: nobody else remembers the look that was to come.
+        assert_eq!(at, [0, 0, 34]);
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_delayed_key_comes_when_due() {
         let queue = WorkQueue::new();
         let begin = Instant::now();

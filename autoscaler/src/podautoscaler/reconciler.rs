@@ -271,11 +271,7 @@ impl Reconciler {
         if let Some(failure) = plan.failure {
             return Err(Error::Internal(failure));
         }
-        Ok(match (plan.requeue, revision) {
-            (Some(delay), Some(revision)) if !revision.arrange_requeue(delay) => Look::Wait,
-            (Some(delay), _) => Look::After(delay),
-            (None, _) => Look::Wait,
-        })
+        Ok(plan.requeue.map_or(Look::Wait, Look::After))
     }
 
     pub(crate) async fn write_status(

@@ -1,11 +1,9 @@
 //! What is kept for one revision.
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use ember_reconcile::cache::Key;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::collection::Collection;
 use crate::decider::{Decider, DeciderSpec, DeciderStatus, Decision};
@@ -28,7 +26,6 @@ pub(crate) struct Revision {
     pub(crate) scale: tokio::sync::Mutex<Option<WrittenScale>>,
     pub(crate) scraping: AtomicBool,
     pub(crate) probing: AtomicBool,
-    requeue: Mutex<Option<Instant>>,
 }
 
 impl Revision {
@@ -40,19 +37,7 @@ impl Revision {
             scale: tokio::sync::Mutex::default(),
             scraping: AtomicBool::new(false),
             probing: AtomicBool::new(false),
-            requeue: Mutex::new(None),
         }
-    }
-
-    /// Whether a look at the revision after `delay` has to be arranged: not if one is due earlier anyway.
-    pub(crate) fn arrange_requeue(&self, delay: Duration) -> bool {
-        let (now, mut due) = (Instant::now(), self.requeue.lock());
-        let at = now + delay;
-        if due.is_some_and(|due| due > now && due <= at) {
-            return false;
-        }
-        *due = Some(at);
-        true
     }
 }
 
