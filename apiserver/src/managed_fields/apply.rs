@@ -59,6 +59,18 @@ impl Write<'_> {
     }
 }
 
+/// What of an object's metadata is the server's to say, and nobody's who applies it.
+pub(crate) const SERVER_FIELDS: [&str; 8] = [
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
 /// What the server itself decides of every object belongs to nobody, nor does the object as a whole.
 fn strip(set: &mut Set) {
     let mut server = Set::default();
@@ -66,18 +78,7 @@ fn strip(set: &mut Set) {
     for field in ["apiVersion", "kind", "metadata"] {
         server.insert(&[Step::field(field)]);
     }
-    for field in [
-        "name",
-        "namespace",
-        "creationTimestamp",
-        "deletionGracePeriodSeconds",
-        "deletionTimestamp",
-        "generation",
-        "managedFields",
-        "resourceVersion",
-        "selfLink",
-        "uid",
-    ] {
+    for field in ["name", "namespace"].into_iter().chain(SERVER_FIELDS) {
         server.insert(&[Step::field("metadata"), Step::field(field)]);
     }
     set.subtract(&server);

@@ -16,7 +16,7 @@ mod properties;
 mod set;
 mod types;
 
-pub(crate) use apply::{Scope, Write, apply, update};
+pub(crate) use apply::{SERVER_FIELDS, Scope, Write, apply, update};
 pub(crate) use conflict::{causes, message};
 pub(crate) use entry::Managed;
 pub(crate) use kubectl::{KUBECTL, apply_as_kubectl};

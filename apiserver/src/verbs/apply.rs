@@ -9,22 +9,10 @@ use super::create::admit;
 use super::{Call, ownership};
 use crate::api::Api;
 use crate::decode::{self, Encoding};
-use crate::managed_fields::{self, Managed};
+use crate::managed_fields::{self, Managed, SERVER_FIELDS};
 use crate::metadata;
 use crate::object::{self, Object, metadata_mut};
 use crate::status::ApiError;
-
-/// What of an applied object's metadata is not for its applier to say.
-const SERVER_FIELDS: [&str; 8] = [
-    "creationTimestamp",
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "generation",
-    "managedFields",
-    "resourceVersion",
-    "selfLink",
-    "uid",
-];
 
 /// The fields that a caller wants.
 pub(super) struct Config {
